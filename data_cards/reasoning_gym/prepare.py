@@ -1,0 +1,73 @@
+"""Reasoning Gym: problems of any of its tasks by name, split so that train and eval share no question.
+
+Makes: problems whose gold is `{"task": …, "entry": …}`, all that the package's own checker needs.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.card import bucket, canonical_id, did_you_mean
+from pipeline.errors import CardError
+
+DEFAULT_SIZE = {"train": 1000, "eval": 500}
+EVAL_SHARE = 0.25
+CHUNK = 64  # problems made at a time; each chunk has a seed of its own
+DRY_AFTER = 16  # chunks without a new question: the task has no more
+REFUSED = {
+    "composite": "it mixes other tasks and needs their settings",
+    "arc_agi": "its gold does not survive JSON",
+    "rearc": "its gold does not survive JSON",
+}
+
+
+def rows(split: str, config: str | None, limit: int | None, seed: int) -> Iterator[dict[str, str]]:
+    """Up to `limit` different problems of the task `config`. Raises CardError for one it cannot use."""
+    task = _known(config)
+    wanted = limit or DEFAULT_SIZE[split]
+    seen: set[str] = set()
+    for entry in _entries(task, split, seed, seen):
+        key = canonical_id(f"{task} {entry['question']}")
+        if key not in seen and (bucket(key) < EVAL_SHARE) == (split == "eval"):
+            seen.add(key)
+            yield _problem(key, task, entry)
+            if len(seen) == wanted:
+                return
+
+
+def _known(task: str | None) -> str:
+    from reasoning_gym.factory import DATASETS
+
+    if task is None:
+        raise CardError("card reasoning_gym: name a task", "for example card:reasoning_gym:chain_sum/train")
+    if task in REFUSED:
+        raise CardError(f"card reasoning_gym: the task '{task}' cannot be used: {REFUSED[task]}")
+    if task not in DATASETS:
+        hint = "see data_cards/reasoning_gym/README.md for the list"
+        raise CardError(f"card reasoning_gym has no task '{task}'{did_you_mean(task, DATASETS)}", hint)
+    return task
+
+
+def _entries(task: str, split: str, seed: int, seen: set[str]) -> Iterator[dict[str, Any]]:
+    """Problems without end, until `seen` (the keys the caller took) has not grown for `DRY_AFTER` chunks."""
+    import reasoning_gym
+
+    first = 2 * seed + (split == "eval")  # even seeds for train, odd ones for eval
+    chunk, grown_at, size = 0, 0, -1
+    while chunk - grown_at <= DRY_AFTER:
+        if len(seen) > size:
+            grown_at, size = chunk, len(seen)
+        dataset = reasoning_gym.create_dataset(task, size=CHUNK, seed=first + 1_000_003 * 2 * chunk)
+        yield from (dataset[index] for index in range(CHUNK))
+        chunk += 1
+
+
+def _problem(key: str, task: str, entry: dict[str, Any]) -> dict[str, str]:
+    return {
+        "id": key,
+        "prompt": entry["question"].strip(),
+        "answer": json.dumps({"task": task, "entry": entry}),
+        "checker": "reasoning_gym",
+        "domain": task,
+        "language": "en",
+    }

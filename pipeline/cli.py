@@ -1,0 +1,183 @@
+"""The command line, used through the Makefile: `python -m pipeline VERB …` (or `r1 VERB …`).
+
+    run RECIPE      make every stage that is not done        stage RECIPE NAME   make one stage
+    plan RECIPE     what a run would do                      show RECIPE         the resolved configuration
+    report RUN      write report.html and report.json again  cards               the data sets there are
+
+Exit codes: 0 done, 2 something the user can mend (one sentence and a hint), 75 interrupted and resumable.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from pipeline.errors import EXIT_INTERRUPTED, ConfigError, Interrupted, PipelineError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.verb(arguments)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped; what was done is kept, the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="r1", description="The DeepSeek-R1 recipe as one resumable pipeline.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for name, function, meaning in (
+        ("run", _run, "make every stage that is not done"),
+        ("stage", _stage, "make one stage"),
+        ("plan", _plan, "what a run would do, stage by stage"),
+        ("show", _show, "the resolved configuration as YAML"),
+    ):
+        verb = verbs.add_parser(name, help=meaning, description=meaning)
+        verb.set_defaults(verb=function)
+        _recipe_arguments(verb)
+        if name == "stage":
+            verb.add_argument("--stage", required=True, help="the stage to make; what it rests on must be done")
+        if name in ("run", "stage"):
+            verb.add_argument("--rebuild", action="append", default=[], help="make this stage and what rests on it again")
+            verb.add_argument("--engine", default=os.environ.get("ENGINE") or "prefect", help="prefect or plain")
+    report = verbs.add_parser("report", help="write a run's report again")
+    report.add_argument("run")
+    report.set_defaults(verb=_report)
+    verbs.add_parser("cards", help="the data sets there are").set_defaults(verb=_cards)
+    worker = verbs.add_parser("_stage")
+    worker.add_argument("run_dir")
+    worker.add_argument("name")
+    worker.set_defaults(verb=_worker)
+    return parser
+
+
+def _recipe_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", help="a file in configs/recipes/, without .yaml")
+    verb.add_argument("--scale", default="mini", help="a file in configs/scales/, without .yaml")
+    verb.add_argument("--run", default=None, help="the run's name; default RECIPE-SCALE")
+    verb.add_argument("--args", nargs="*", default=[], help="settings, e.g. seed=7 stages.r1_zero.max_steps=20")
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    from pipeline.recipe import load_recipe
+
+    return load_recipe(arguments.recipe, arguments.scale, arguments.run or None, arguments.args)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from pipeline.console import console, show_plan
+    from pipeline.plan import make_plan
+    from pipeline.recipe import missing_paths
+
+    recipe = _load(arguments)
+    show_plan(f"{recipe.name} at scale {recipe.scale} in run {recipe.run}", make_plan(recipe))
+    for sentence in missing_paths(recipe):
+        console.print(f"note: {sentence}; {recipe.setup}", style="yellow")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    print(yaml.safe_dump(_load(arguments).as_json(), sort_keys=False, allow_unicode=True), end="")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    recipe = _load(arguments)
+    _execute(recipe, list(recipe.stages), arguments.rebuild, arguments.engine)
+
+
+def _stage(arguments: argparse.Namespace) -> None:
+    from pipeline.settings import did_you_mean
+
+    recipe = _load(arguments)
+    if arguments.stage not in recipe.stages:
+        hint = did_you_mean(arguments.stage, recipe.stages)
+        raise ConfigError(f"recipe {recipe.name} has no stage '{arguments.stage}'", hint=hint)
+    _execute(recipe, [arguments.stage], arguments.rebuild, arguments.engine)
+
+
+def _execute(recipe: Any, wanted: Iterable[str], rebuild: Iterable[str], engine: str) -> None:
+    """Makes the wanted stages that are not done, then writes the report."""
+    from pipeline.artifact import write_json
+    from pipeline.console import console, progress_bars, show_plan
+    from pipeline.plan import DONE
+    from pipeline.recipe import require_paths
+    from pipeline.report import summary_line, write_report
+    from pipeline.runner import prepare, require_inputs, run_in_process, run_lock
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    with run_lock(recipe.folder):
+        lines = prepare(recipe, rebuild)
+        show_plan(f"{recipe.name} at scale {recipe.scale} in run {recipe.run}", lines)
+        done = {line.stage for line in lines if line.state == DONE}
+        todo = [name for name in wanted if name not in done]
+        if todo:
+            require_paths(recipe)
+            require_inputs(recipe, todo, done)
+            write_json(recipe.folder / "recipe.json", recipe.as_json())
+            try:
+                with progress_bars() as watch:
+                    _engine(engine)(recipe, todo, lambda n, w: run_in_process(recipe, n, w), watch, console.print)
+            finally:
+                with suppress(OSError):  # a full disk has its own sentence already
+                    write_report(recipe.folder)
+        console.print(summary_line(recipe.folder))
+
+
+def _engine(name: str) -> Any:
+    if name == "prefect":
+        from pipeline.flow import run_with_prefect
+
+        return run_with_prefect
+    if name == "plain":
+        return _run_plain
+    raise ConfigError(f"there is no engine '{name}'", hint="ENGINE=prefect or ENGINE=plain")
+
+
+def _run_plain(recipe: Any, names: list[str], execute: Any, watch: Any, say: Any) -> None:
+    from pipeline.report import write_report
+
+    for name in names:
+        execute(name, watch)
+        write_report(recipe.folder)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise Interrupted("stopped by a signal; what was done is kept", hint="the same command goes on from here")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from pipeline.places import runs_folder
+    from pipeline.recipe import read_run
+    from pipeline.report import summary_line, write_report
+
+    read_run(arguments.run)
+    folder = runs_folder() / arguments.run
+    write_report(folder)
+    print(summary_line(folder))
+
+
+def _cards(arguments: argparse.Namespace) -> None:
+    from pipeline.card import cards_table
+    from pipeline.console import console
+
+    console.print(cards_table())
+
+
+def _worker(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from pipeline.worker import run_one
+
+    run_one(Path(arguments.run_dir), arguments.name)

@@ -1,0 +1,82 @@
+"""Reading YAML the way people mean it, and merging the layers of a configuration.
+
+PyYAML follows YAML 1.1, where `1e-5` is text and `no` is False; learning rates and language codes make both a trap.
+This loader knows numbers as YAML 1.2 does and only `true` and `false` as booleans.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        for _REPLACED in [("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value written in `text`; a ConfigError names `where`, line and column."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
+        raise ConfigError(f"{place}: this is not YAML: {getattr(error, 'problem', error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping."""
+    try:
+        value = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds {type(value).__name__}, a mapping is needed")
+    return value
+
+
+def merged(below: Any, above: Any) -> Any:
+    """`above` over `below`: mappings merge key by key, everything else (lists too) is replaced."""
+    if above == {} and below is not None:
+        return below
+    if isinstance(below, dict) and isinstance(above, dict):
+        return {key: merged(below.get(key), above[key]) if key in above else below[key] for key in {**below, **above}}
+    return above
+
+
+def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
+    """`["seed=7", "stages.r1_zero.max_steps=20"]` as a nested mapping; values are YAML."""
+    result: dict[str, Any] = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign or not all(name.split(".")):
+            raise ConfigError(f"ARGS: '{word}' is not of the form NAME=VALUE", hint='e.g. ARGS="seed=7"')
+        layer: Any = parse_yaml(value, f"ARGS, {name}")
+        for key in reversed(name.split(".")):
+            layer = {key: layer}
+        result = merged(result, layer)
+    return result
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint: the nearest known word, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(known)}"

@@ -1,0 +1,240 @@
+"""The base of every stage: a frozen, typed description with one method, `run(inputs, work)`.
+
+A stage is config and behaviour in one class: no builder, no factory. Its fields are what a recipe may set. Fields
+whose type is a reference (`CheckpointRef`, `DatasetRef`) are the edges of the graph. Fields that cannot change the
+result (where to compute, how often to save) are `Runtime[...]` and stay out of the fingerprint.
+
+    class Evaluate(Stage):
+        kind: ClassVar[str] = "evaluate"
+        makes: ClassVar[str] = METRICS
+        model: CheckpointRef
+        num_samples: int = 1
+        token_budget: Runtime[int] = 16384
+
+        def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]: ...
+"""
+
+import hashlib
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline import card
+from pipeline.artifact import load, sha256, write_json
+from pipeline.errors import DataError, ReferenceError
+from pipeline.places import ROOT, runs_folder
+from pipeline.refs import Ref, Wants
+
+
+class _Runtime:
+    """Marks a field that cannot change the result."""
+
+
+T = TypeVar("T")
+RUNTIME = _Runtime()
+Runtime = Annotated[T, RUNTIME]
+
+
+class Stage(BaseModel, ABC):
+    """One step of a recipe. Raise `version` by hand when the meaning of a stage changes; code is not hashed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+
+    kind: ClassVar[str]
+    makes: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    seed: int = Field(0, ge=0, description="seeds the order of data, the initial weights and the sampling")
+
+    @abstractmethod
+    def run(self, inputs: "Inputs", work: "Workdir") -> dict[str, Any]:
+        """Makes the artifact's files in `work.path` and returns its headline metrics."""
+
+    @classmethod
+    def reference_fields(cls) -> dict[str, str]:
+        """Field name -> the kind of artifact it wants, for every field that holds references."""
+        return {
+            name: wants.artifact
+            for name, field in cls.model_fields.items()
+            for wants in _marks(field.metadata, field.annotation)
+            if isinstance(wants, Wants)
+        }
+
+    @classmethod
+    def default_split(cls, field: str) -> str:
+        """The split a card in this field stands for when its reference names none."""
+        extra = cls.model_fields[field].json_schema_extra
+        return str(extra.get("split", "train")) if isinstance(extra, dict) else "train"
+
+    def references(self) -> Iterator[tuple[str, Ref]]:
+        """(field, reference) for every reference this stage holds, in the order of the fields."""
+        for name in self.reference_fields():
+            value = getattr(self, name)
+            for ref in value if isinstance(value, list | tuple) else [value]:
+                if ref is not None:
+                    yield name, ref
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that can change the result, as plain JSON values; references are left out."""
+        runtime = {n for n, f in type(self).model_fields.items() if RUNTIME in _marks(f.metadata, f.annotation)}
+        return self.model_dump(mode="json", exclude=runtime | set(self.reference_fields()))
+
+    def fingerprint(self, identities: Mapping[str, list[str]]) -> str:
+        """Names the result: kind, version, settings and the identity of every input, field by field."""
+        record = {"kind": self.kind, "version": self.version, "settings": self.settings(), "inputs": identities}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _marks(metadata: Iterable[Any], annotation: Any) -> Iterator[Any]:
+    """The marks of a field, also where they stand inside `list[...]` or `... | None`."""
+    yield from metadata
+    yield from getattr(annotation, "__metadata__", ())
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _marks((), argument)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a checkpoint lies: a local folder, or a hub id with its pinned revision."""
+
+    path: str
+    revision: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return self.revision is None
+
+
+class Inputs:
+    """A stage's references, resolved to folders and rows."""
+
+    def __init__(self, stage: Stage, run_dir: Path) -> None:
+        self._stage = stage
+        self._run_dir = run_dir
+
+    def checkpoint(self, field: str) -> ModelSource:
+        """The model behind a CheckpointRef field."""
+        ref: Ref = getattr(self._stage, field)
+        if ref.scheme == "hub":
+            name, _, revision = ref.target.partition("@")
+            return ModelSource(name, revision)
+        folder = locate(ref, self._run_dir)
+        if ref.scheme != "path":
+            load(folder)  # refuses a torn or changed checkpoint before anything is read from it
+        elif not (folder / "config.json").is_file():
+            raise ReferenceError(f"{field}: there is no model at {folder} (config.json is missing)")
+        return ModelSource(str(folder))
+
+    def rows(self, field: str, limit: int | None = None) -> list[dict[str, str]]:
+        """The rows of every reference in a DatasetRef field, in order; at most `limit` from each."""
+        split = self._stage.default_split(field)
+        value = getattr(self._stage, field)
+        refs = value if isinstance(value, list | tuple) else [value]
+        found = [row for ref in refs for row in self._rows_of(ref, split, limit)]
+        if not found:
+            raise DataError(f"{field}: {', '.join(map(str, refs))} has no rows", hint="`make cards` lists the cards")
+        return found
+
+    def _rows_of(self, ref: Ref, split: str, limit: int | None) -> list[dict[str, str]]:
+        if ref.scheme == "card":
+            name, config, own_split = card.parse_card_ref(ref.target)
+            return card.load_card(name).rows(own_split or split, config, limit=limit, seed=self._stage.seed)
+        folder = locate(ref, self._run_dir)
+        files = sorted((load(folder).path if ref.scheme != "path" else folder).glob("*.jsonl"))
+        rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        return rows[:limit]
+
+
+def locate(ref: Ref, run_dir: Path) -> Path:
+    """The folder behind a `stage:`, `run:` or `path:` reference."""
+    if ref.scheme == "stage":
+        return run_dir / ref.target
+    if ref.scheme == "run":
+        return runs_folder() / ref.target
+    if ref.scheme == "path":
+        return ROOT / ref.target
+    raise ReferenceError(f"{ref} has no folder on this machine")
+
+
+class Workdir:
+    """The partial folder of a running stage, its metrics, its progress and its checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._started = time.monotonic()
+        self._last_progress = 0.0
+        self._seconds_before = self._read_seconds()
+
+    @property
+    def seconds(self) -> float:
+        """How long this stage has worked, the time before a resume included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _read_seconds(self) -> float:
+        with suppress(OSError, ValueError, KeyError):
+            return float(json.loads((self.path / "progress.json").read_text())["seconds"])
+        return 0.0
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Appends one row of the training curves."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Cuts the curves back to `step`, the checkpoint that training goes on from."""
+        if self.metrics_file.exists():
+            rows = [row for row in read_jsonl(self.metrics_file) if row["step"] <= step]
+            self.write_jsonl(self.metrics_file.name, rows)
+
+    def progress(self, step: int, total: int, note: str = "") -> None:
+        """Says how far the stage is; the runner draws it. Cheap enough to call every step."""
+        now = time.monotonic()
+        if now - self._last_progress > 0.2 or step == total:
+            self._last_progress = now
+            target = self.path / "progress.json"
+            temporary = target.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"step": step, "total": total, "note": note, "seconds": self.seconds}))
+            temporary.replace(target)
+
+    def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Writes `rows` to `name`, whole or not at all."""
+        target = self.path / name
+        temporary = target.with_name(f".{name}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        temporary.replace(target)
+        return target
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_json(self.path / name, value)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole row of a JSON-lines file; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def path_identity(folder: Path) -> str:
+    """What a `path:` reference contributes to a fingerprint: the content of its model and data files."""
+    kept = [p for p in sorted(folder.rglob("*")) if p.suffix in (".safetensors", ".json", ".jsonl", ".parquet")]
+    parts = [(str(p.relative_to(folder)), sha256(p) if p.stat().st_size < 2**30 else p.stat().st_size) for p in kept]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

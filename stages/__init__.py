@@ -1,0 +1,12 @@
+"""The science: one file per kind of stage, and the one table of kinds.
+
+Importing this package imports no torch; engines (`stages/engines/`) are imported when a stage runs.
+"""
+
+from pipeline.stage import Stage
+from stages.evaluate import Evaluate
+from stages.grpo import GRPO
+from stages.pretrain import Pretrain
+from stages.sft import SFT
+
+STAGES: dict[str, type[Stage]] = {cls.kind: cls for cls in (Pretrain, SFT, GRPO, Evaluate)}

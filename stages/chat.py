@@ -1,0 +1,181 @@
+"""Prompts and responses: the only place that knows `<think>` and `<answer>`.
+
+Reads a question and writes the prompt a model continues (`TEMPLATES[name].prompt`); reads a completion and
+finds its reasoning and its answer (`parse`).
+
+Paper: DeepSeek-R1, section 2.2.3 and table 1 (the training template of R1-Zero) and section 2.2.2 (format
+reward).
+How we differ: the wording of the template is ours; `parse` is stricter than a single regular expression, so
+that a format reward can not be earned with nested, repeated or empty blocks; and an answer that stands only
+inside the reasoning never counts.
+
+A well-formed response is `<think> reasoning </think><answer> answer </answer>`: one think block with
+something in it, then one answer block, only white space around them. All work here is linear in the length of
+the text and no text raises.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ModelError
+
+THINK, END_THINK = "<think>", "</think>"
+ANSWER, END_ANSWER = "<answer>", "</answer>"
+TAGS = (THINK, END_THINK, ANSWER, END_ANSWER)
+
+# Near misses (<THINK>, < think >, <think/>) are found too, to be refused. The bounds keep it linear.
+_ANY_TAG = re.compile(r"<\s{0,3}/?\s{0,3}(?:think|answer)\s{0,3}/?\s{0,3}>", re.IGNORECASE)
+
+# A turn ends at one of these. A decoder that keeps special tokens leaves them in the text.
+_END_OF_TURN = re.compile(
+    r"<\|endoftext\|>|<\|im_end\|>|<\|eot_id\|>|<\|end_of_text\|>|<｜end▁of▁sentence｜>|<eos>|</s>"
+)
+
+_SYSTEM = (
+    "First reason about the problem inside <think> </think>, then give only the final answer inside "
+    "<answer> </answer>."
+)
+_R1_ZERO = (
+    "Below, a User and an Assistant talk. The User asks a question and the Assistant answers it. "
+    "The Assistant first works through the problem in its mind and then tells the User the result. "
+    "The reasoning stands inside <think> </think> and the result inside <answer> </answer>, like this: "
+    "<think> the reasoning </think> <answer> the result </answer>.\nUser: {user}\nAssistant:"
+)
+
+
+@dataclass(frozen=True)
+class Response:
+    """A completion, taken apart.
+
+    `reasoning` is None when there is no trace of a think block; `answer` is None when no answer can be told
+    apart.
+    """
+
+    text: str
+    reasoning: str | None
+    answer: str | None
+    well_formed: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a question becomes a prompt, and how a demo's response is written after it."""
+
+    pattern: str = ""
+    """Plain-text prompt with `{user}` in it; empty = use the tokenizer's chat template."""
+    prefilled: bool = False
+    """The prompt ends in `<think>`, so the completion starts inside the reasoning."""
+    start: str = ""
+    """What stands between the prompt and the think tag (the mini tokenizer writes a space)."""
+    between: str = " "
+    """What stands between `</think>` and `<answer>`."""
+    stop: tuple[str, ...] = ()
+    """Strings at which sampling may stop: a base model would go on and play the User too."""
+
+    def prompt(self, user: str, tokenizer: Any | None = None) -> str:
+        """The text a model continues. Raises ModelError if a chat template is needed and there is none."""
+        if self.pattern:
+            return self.pattern.replace("{user}", user)  # not .format: a question may hold braces
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise ModelError(
+                "the template 'chat' needs a tokenizer with a chat template, and this model has none",
+                hint="set template: r1_zero, which is plain text and works for every base model",
+            )
+        return _chat_prompt(user, tokenizer)
+
+    def response(self, reasoning: str, answer: str) -> str:
+        """A demo's response as it follows the prompt, without the end token."""
+        opening = " " if self.prefilled else f"{self.start}{THINK} "
+        return f"{opening}{reasoning} {END_THINK}{self.between}{ANSWER} {answer} {END_ANSWER}"
+
+
+TEMPLATES: dict[str, Template] = {
+    "mini": Template(pattern="Q: {user}\nA:", start=" ", between=""),
+    "r1_zero": Template(pattern=_R1_ZERO, start=" ", stop=("\nUser:",)),
+    "r1_zero_prefilled": Template(pattern=_R1_ZERO + " " + THINK, prefilled=True, stop=("\nUser:",)),
+    "chat": Template(),
+}
+
+
+def parse(text: str, *, prefilled: bool = False) -> Response:
+    """Take a completion apart.
+
+    Args:
+        text: the completion, without the prompt; with or without end-of-turn tokens.
+        prefilled: the prompt ended in `<think>` (`Template.prefilled`).
+
+    The answer is what stands in the single answer block after the last `</think>`; without any answer block
+    there, what stands in the single balanced `\\boxed{}` there; otherwise None. Reasoning that was never
+    closed hides everything after it. What follows an end-of-turn token is not part of the response, and makes
+    it not well-formed.
+    """
+    end = _END_OF_TURN.search(text)
+    turn = text[: end.start()] if end else text
+    ran_on = bool(end and _END_OF_TURN.sub("", text[end.start() :]).strip())
+    whole = THINK + turn if prefilled else turn
+    reasoning, rest = _split(whole)
+    answer = None if rest is None else _answer(rest)
+    return Response(text, reasoning, answer, well_formed=not ran_on and _is_well_formed(whole))
+
+
+def has_tags(text: str) -> bool:
+    """Whether any of the four tags, or a near miss of one, stands in the text."""
+    return _ANY_TAG.search(text) is not None
+
+
+def without_tags(text: str) -> str:
+    """The text with every tag replaced by a space, for measures on words."""
+    return _ANY_TAG.sub(" ", text)
+
+
+def boxed(text: str) -> str | None:
+    """What stands in the only `\\boxed{}` of the text; None if there is none, more than one, or it is not
+    closed.
+    """
+    if text.count(r"\boxed") != 1:
+        return None
+    start = text.index(r"\boxed") + len(r"\boxed")
+    if text[start : start + 1] != "{":
+        return None
+    depth = 0
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)  # an escaped brace is a character, not a bracket
+        if depth == 0 and brace.group() == "}":
+            return text[start + 1 : brace.start()]
+    return None
+
+
+def _chat_prompt(user: str, tokenizer: Any) -> str:
+    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": user}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _split(whole: str) -> tuple[str | None, str | None]:
+    """Reasoning, and the rest in which an answer may stand (None while the reasoning is still open)."""
+    opened, closed = whole.find(THINK), whole.rfind(END_THINK)
+    if closed < 0:
+        return (None, whole) if opened < 0 else (whole[opened + len(THINK) :].strip(), None)
+    start = opened + len(THINK) if 0 <= opened < closed else 0
+    reasoning, rest = whole[start:closed].strip(), whole[closed + len(END_THINK) :]
+    return reasoning, (None if THINK in rest else rest)
+
+
+def _answer(rest: str) -> str | None:
+    blocks = rest.count(ANSWER), rest.count(END_ANSWER)
+    if blocks == (0, 0):
+        found = boxed(rest)
+        return None if found is None else found.strip()
+    start, end = rest.find(ANSWER) + len(ANSWER), rest.find(END_ANSWER)
+    return rest[start:end].strip() if blocks == (1, 1) and start <= end else None
+
+
+def _is_well_formed(whole: str) -> bool:
+    tags = list(_ANY_TAG.finditer(whole))
+    if tuple(tag.group() for tag in tags) != TAGS:
+        return False
+    cuts = [0, *(edge for tag in tags for edge in tag.span()), len(whole)]
+    before, reasoning, between, answer, after = (whole[cuts[i] : cuts[i + 1]] for i in range(0, 10, 2))
+    # A think block of dots or of zero-width characters is as empty as one of spaces.
+    has_content = any(char.isalnum() for char in reasoning) and bool(answer.strip())
+    return has_content and not (before.strip() or between.strip() or after.strip())

@@ -1,0 +1,367 @@
+"""GRPO on TRL's trainer, with our sampling, micro-batches by tokens, and an exact resume.
+
+TRL keeps what GRPO is: advantages, loss types, clipping, importance-sampling levels, KL, the optimiser loop.
+Replaced here:
+
+- responses come from a `Sampler` (TRL would carry finished rows along, or stream all weights to vLLM);
+- a step is one batch of problems × G responses, cut into micro-batches by a token budget. Their gradients add
+  up to exactly that of the whole batch; rows that cannot contribute (no advantage, no KL term) are left out,
+  and a prompt is computed once for all its responses;
+- the order of problems, the place inside a generation block and the reference are part of a checkpoint, so a
+  resumed run is the uninterrupted run.
+
+Shapes: B = P problems × G responses, C completion tokens.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from stages.engines.models import peak_memory_gib
+from stages.engines.samplers import Completion, Sampler, Sampling, encode_prompts
+from stages.engines.shared_prompt import can_share_prompts, completion_logprobs
+from stages.engines.token_budget import (
+    Batch,
+    MicroBatch,
+    cut,
+    micro_batch_weight,
+    plan_batch,
+)
+from stages.engines.trainers import PipelineTrainer
+
+# Rewards of one batch: (problem rows, their completions, share of training done) -> one mapping a completion
+# with
+# `reward/<kind>` for each part, None where it does not apply.
+Score = Callable[[Sequence[dict[str, Any]], Sequence[Completion], float], list[dict[str, float | None]]]
+
+# Terms of TRL's loss that need the whole batch at once, so they cannot be cut into micro-batches.
+NEED_WHOLE_BATCH = ("top_entropy_quantile", "entropy_coef", "use_adaptive_entropy")
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's order of problems, but an epoch's shuffle depends on (seed, epoch) alone: a resume finds it."""
+
+    def __init__(self, epoch: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(1_000_003 * (self.seed or 0) + self.epoch())
+        return super().__iter__()
+
+
+class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
+    """See the module docstring. `problems`: rows with a `prompt` text and whatever `score` wants to see."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        args: GRPOConfig,
+        problems: list[dict[str, Any]],
+        sampler: Sampler,
+        sampling: Sampling,
+        score: Score,
+        reward_weights: dict[str, float],
+        token_budget: int | None = None,
+        reference_every: int = 0,
+        mask_truncated: bool = False,
+    ) -> None:
+        """`reward_weights`: weight of each `reward/<kind>`; `token_budget` None = found from memory.
+
+        `reference_every`: the KL reference becomes the current policy every so many steps (0 = never).
+        `mask_truncated`: responses cut at the length limit have no part in the loss.
+        """
+        args.reward_weights = list(reward_weights.values())
+        super().__init__(
+            model=model,
+            reward_funcs=[_named(kind) for kind in reward_weights],
+            args=args,
+            train_dataset=Dataset.from_list([{"prompt": row["prompt"], "row": row} for row in problems]),
+            processing_class=tokenizer,
+        )
+        self.sampler, self.sampling, self.score = sampler, sampling, score
+        # The switch for TRL's correction of the difference between the engine that sampled and the one that
+        # trains.
+        self.use_vllm = sampler.trained_elsewhere
+        self.reference_every = reference_every
+        self.mask_truncated = mask_truncated
+        self.token_budget = token_budget
+        self._shares_prompts = not args.gradient_checkpointing and can_share_prompts(
+            self.model, self.accelerator.num_processes
+        )
+        self._completions: list[Completion] = []
+        self._flat_rows = torch.zeros(0, dtype=torch.bool)
+        self._step_metrics: dict[str, float] = {}
+        self._step_began = time.perf_counter()
+
+    # --- the order of problems
+    # -------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        return EpochSampler(
+            epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
+            data_source=dataset if dataset is not None else self.train_dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    # --- sampling and scoring
+    # --------------------------------------------------------------------------------------
+
+    def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
+        """Samples G responses for each problem; `prompts` holds every prompt G times, in a row."""
+        began = time.perf_counter()
+        self.sampler.sync(self.accelerator.unwrap_model(self.model), self.state.global_step)
+        sampling = _reseeded(self.sampling, self.args.seed, self._step, self.accelerator.process_index)
+        groups = self.sampler.generate(prompts[:: self.num_generations], self.num_generations, sampling)
+        self.sampler.sleep()
+        self._completions = [completion for group in groups for completion in group]
+        self._note_sampling(time.perf_counter() - began)
+        prompt_ids = encode_prompts(self._tokenizer, prompts)
+        token_ids = [c.token_ids for c in self._completions]
+        logprobs = [c.logprobs for c in self._completions] if self.use_vllm else None
+        return prompt_ids, token_ids, None, [c.text for c in self._completions], logprobs, {}, None, []
+
+    def _note_sampling(self, seconds: float) -> None:
+        rows = self._completions
+        num_tokens = sum(len(c.token_ids) for c in rows)
+        self._step_metrics |= {
+            "mean_response_tokens": num_tokens / len(rows),
+            "clipped_share": sum(c.truncated for c in rows) / len(rows),
+            # Minus the log-probability of a sampled token is an unbiased estimate of the entropy at its
+            # position; over
+            # all responses, where TRL's own figure would cover only those that are trained on.
+            "entropy": -sum(sum(c.logprobs) for c in rows) / num_tokens,
+            "generate_seconds": seconds,
+            "sampled_tokens": float(num_tokens),
+        }
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
+        """Every part of the reward of each response, (B, kinds); NaN where a part does not apply."""
+        fraction = self.state.global_step / max(1, self.args.max_steps)
+        parts = self.score([x["row"] for x in inputs], self._completions, fraction)
+        table = [[_number(part[f"reward/{kind}"]) for kind in self.reward_func_names] for part in parts]
+        rewards = torch.tensor(table, dtype=torch.float32, device=self.accelerator.device)
+        for k, kind in enumerate(self.reward_func_names):
+            if not rewards[:, k].isnan().all():
+                self._step_metrics[f"reward/{kind}"] = rewards[:, k].nanmean().item()
+        if "reward/accuracy" in self._step_metrics:
+            self._step_metrics["pass_at_1"] = self._step_metrics["reward/accuracy"]
+        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        groups = totals.view(-1, self.num_generations)
+        flat = (groups == groups[:, :1]).all(1)
+        self._flat_rows = flat.repeat_interleave(self.num_generations)
+        self._step_metrics |= {
+            "reward": totals.mean().item(),
+            "zero_variance_share": flat.float().mean().item(),
+        }
+        return gather(rewards)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
+        output = super()._generate_and_score_completions(inputs)
+        if self.multi_objective_aggregation == "sum_then_normalize":
+            # Equal rewards have no advantage; rounding in their mean would leave a trace of one.
+            output["advantages"][self._flat_rows] = 0.0
+        if self.mask_truncated:  # TRL's own test would call a response that ended at a stop text cut off
+            whole = torch.tensor(
+                [not c.truncated for c in self._completions], device=output["completion_mask"].device
+            )
+            output["completion_mask"] = output["completion_mask"] * whole[:, None]
+            output["num_items_in_batch"] = gather(output["completion_mask"].sum()).sum()
+        return output
+
+    # --- micro-batches
+    # ---------------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One batch: sample when it is time, then forward and backward in micro-batches. Returns the loss,
+        detached."""
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        began = time.perf_counter()
+        loss = self.within_memory(model, lambda: self._accumulate(model, batch))
+        self._step += 1
+        self._step_metrics["train_seconds"] = time.perf_counter() - began
+        return loss
+
+    def _accumulate(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Adds up the gradient of the whole batch, micro-batch by micro-batch."""
+        total = torch.zeros((), device=self.accelerator.device)
+        self._metrics["train"].clear()
+        means: dict[str, list[float]] = defaultdict(list)
+        shares = []
+        plan = plan_batch(batch, self.budget(model), self._contributing(batch), self._shares_prompts)
+        for micro in plan:
+            part = cut(batch, micro)
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, part) * micro_batch_weight(self.loss_type, batch, part)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            shares.append(float(part["completion_mask"].sum()))
+            for name, values in self._metrics["train"].items():
+                means[name].extend(values)
+            self._metrics["train"].clear()
+        self._note_training(batch, plan, means, shares)
+        return total
+
+    def _contributing(self, batch: Batch) -> torch.Tensor:
+        """(B,) bool: rows whose gradient is not zero by construction."""
+        return (batch["advantages"] != 0) | (self.beta != 0.0)
+
+    def _note_training(
+        self, batch: Batch, plan: list[MicroBatch], means: dict[str, list[float]], shares: list[float]
+    ) -> None:
+        """Token-weighted means of what TRL measured in each micro-batch."""
+        for name, ours in (("kl", "kl"), ("clip_ratio/region_mean", "clip_ratio")):
+            if values := means.get(name):
+                self._step_metrics[ours] = sum(v * s for v, s in zip(values, shares, strict=True)) / sum(
+                    shares
+                )
+        num_rows = batch["completion_mask"].shape[0]
+        self._step_metrics["trained_share"] = sum(len(micro.rows) for micro in plan) / num_rows
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        **options: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Log-probs and entropies, each (B, C); TRL calls this for the loss, and without gradients for old
+        and reference.
+
+        With gradients the rows are a micro-batch already; without, they are the whole batch and are cut here.
+        """
+        if torch.is_grad_enabled():
+            return self._logps(model, input_ids, attention_mask, logits_to_keep, **options)
+        split = input_ids.shape[1] - logits_to_keep
+        batch = {
+            "prompt_ids": input_ids[:, :split],
+            "prompt_mask": attention_mask[:, :split],
+            "completion_ids": input_ids[:, split:],
+            "completion_mask": attention_mask[:, split:],
+        }
+        return self.within_memory(model, lambda: self._logps_in_parts(model, batch)), None, None
+
+    def _logps_in_parts(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Log-probs of a whole batch, (B, C), without gradients."""
+        logps = torch.zeros(batch["completion_ids"].shape, device=batch["completion_ids"].device)
+        # Nothing is kept for a backward, so twice as many tokens fit.
+        for micro in plan_batch(batch, 2 * self.budget(model), share_prompts=self._shares_prompts):
+            part = cut(batch, micro)
+            ids = torch.cat([part["prompt_ids"], part["completion_ids"]], 1)
+            mask = torch.cat([part["prompt_mask"], part["completion_mask"]], 1)
+            found, _, _ = self._logps(model, ids, mask, micro.completion_width)
+            logps[torch.tensor(micro.rows), : micro.completion_width] = found.to(logps.dtype)
+        return logps
+
+    def _logps(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        **options: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL's computation, or ours where the responses to a problem can share its prompt."""
+        if not self._shares_prompts:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, **options
+            )
+        split = input_ids.shape[1] - logits_to_keep
+        with self.accelerator.autocast():
+            found = completion_logprobs(
+                model,
+                input_ids[:, :split],
+                attention_mask[:, :split],
+                input_ids[:, split:],
+                attention_mask[:, split:],
+            )
+        return found.log_probs, found.entropy, None
+
+    # --- the reference
+    # -----------------------------------------------------------------------------------------------
+
+    def refresh_reference(self) -> None:
+        """The KL reference becomes the current policy (paper: every 400 steps)."""
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        if self.ref_model is not None:
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(policy.state_dict())
+            return
+        for name, weight in policy.named_parameters():
+            if ".default." in name:
+                policy.get_parameter(name.replace(".default.", ".ref.")).data.copy_(weight.data)
+
+    # --- metrics and checkpoints
+    # -------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One row of `metrics.jsonl` for each step; TRL's and transformers' own logging is left out."""
+        self._metrics["train"].clear()
+        if "grad_norm" not in logs:  # the summary at the end of training
+            return
+        now = time.perf_counter()
+        seconds, self._step_began = now - self._step_began, now
+        row = self._step_metrics | {k: logs[k] for k in ("loss", "grad_norm", "learning_rate")}
+        tokens = row.pop("sampled_tokens", 0.0)
+        row |= {"step_seconds": seconds, "tokens_per_s": tokens / seconds, **peak_memory_gib()}
+        self.work.log(self.state.global_step, row)
+        self._step_metrics = {}
+        if self.reference_every and self.state.global_step % self.reference_every == 0:
+            self.refresh_reference()
+
+    def save_extra(self, folder: Path) -> None:
+        """The place inside a block of generated batches, the batches still to be used, and a refreshed
+        reference."""
+        state: dict[str, Any] = {"step": self._step}
+        if self._step % (self.args.steps_per_generation * self.num_iterations):
+            state["buffered"] = self._buffered_inputs
+        if self.reference_every and self.ref_model is not None:
+            state["reference"] = self.accelerator.unwrap_model(self.ref_model).state_dict()
+        torch.save(state, folder / "grpo_state.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        state = torch.load(
+            Path(checkpoint) / "grpo_state.pt", weights_only=True, map_location=self.accelerator.device
+        )
+        self._step, self._buffered_inputs = state["step"], state.get("buffered")
+        if "reference" in state:
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(state["reference"])
+
+
+def _named(kind: str) -> Callable[..., list[float]]:
+    """TRL wants a function for each reward; ours are scored together, so only the name is used."""
+
+    def placeholder(**kwargs: Any) -> list[float]:
+        raise NotImplementedError(kind)
+
+    placeholder.__name__ = kind
+    return placeholder
+
+
+def _reseeded(sampling: Sampling, seed: int, step: int, process: int) -> Sampling:
+    """A random stream for each (seed, step, process): a resume samples the same without saved state."""
+    mixed = (seed * 1_000_003 + step) * 1_009 + process
+    return Sampling(**{**vars(sampling), "seed": mixed % 2**63})
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,284 @@
+"""Models: loading a checkpoint and its tokenizer, attaching LoRA, merging and saving.
+
+Reads a local folder or a pinned hub id (`ModelSource`); writes safetensors. Weights are loaded as fp32 on a
+CPU (bf16 is some 200 times slower there) and as bf16 on CUDA. A file that is missing, cut off or of the wrong
+kind is a ModelError with one sentence; code from a checkpoint is never run (`trust_remote_code` is off).
+"""
+
+import contextlib
+import json
+import logging
+import resource
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from pipeline.errors import ModelError, ResourceError
+from pipeline.stage import ModelSource
+
+if TYPE_CHECKING:
+    from stages.sampling import Lora
+
+Device = Literal["auto", "cpu", "cuda"]
+Quantization = Literal["nf4"]
+
+# Merging adds B @ A to the weights, which rounds. More than this, as a mean KL divergence in nats a token, is no rounding:
+# SFT of SmolLM2-135M in bf16 differs by a few thousandths.
+MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """The device to compute on; `auto` is CUDA where there is one. ResourceError when it is not there."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ResourceError(
+            f"device '{wanted}' was asked for, but this machine has no CUDA device",
+            hint="leave `device: auto` to compute on the CPU, or run where `nvidia-smi` shows a GPU",
+        )
+    return torch.device(wanted)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """fp32 on a CPU, bf16 on CUDA."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load_tokenizer(source: ModelSource | Path | str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; it pads on the left, as sampling needs, and never lacks a pad token."""
+    source = _source(source)
+    with _sentences(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path, revision=source.revision, padding_side="left", trust_remote_code=False
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {source.path} has no end-of-text token, so no response could ever end"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    source: ModelSource | Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "auto",
+    quantization: Quantization | None = None,
+) -> PreTrainedModel:
+    """A causal language model in eval mode on `device`.
+
+    `dtype` None is the device's own (see `compute_dtype`). `nf4` loads the linear layers in 4 bits through
+    bitsandbytes (QLoRA). Raises ModelError for a checkpoint that cannot be read, ResourceError for a missing
+    device.
+    """
+    source = _source(source)
+    place = choose_device(device) if isinstance(device, str) else device
+    options: dict[str, Any] = {"dtype": dtype or compute_dtype(place)}
+    if quantization == "nf4":
+        options |= {"quantization_config": _nf4(options["dtype"]), "device_map": {"": place}}
+    _check_safetensors(source)
+    with _sentences(source, "model"), quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            source.path, revision=source.revision, trust_remote_code=False, use_safetensors=True, **options
+        )
+    return model.eval() if quantization else model.to(place).eval()
+
+
+def attach_lora(
+    model: PreTrainedModel,
+    rank: int,
+    alpha: int,
+    dropout: float = 0.0,
+    target_modules: str | list[str] = "all-linear",
+) -> Any:
+    """`model` with a fresh LoRA adapter (B = 0, so it starts as the same function), as a PeftModel."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if getattr(model, "is_loaded_in_4bit", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def load_for_training(
+    source: ModelSource,
+    device: torch.device,
+    lora: "Lora | None",
+    quantization: Quantization | None,
+    seed: int,
+) -> Any:
+    """Frozen weights with a fresh adapter, or all weights in fp32 (bf16 would round small updates away)."""
+    torch.manual_seed(seed)  # the adapter's first weights
+    dtype = compute_dtype(device) if lora else torch.float32
+    model = load_model(source, dtype=dtype, device=device, quantization=quantization)
+    if lora is None:
+        return model
+    return attach_lora(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules)
+
+
+def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes merged weights (safetensors), config and tokenizer to `folder`, and checks what was written.
+
+    A LoRA model is merged first; its adapter is kept beside in `adapter/`. The saved model is loaded again and what it
+    predicts is compared with what was trained: ModelError on drift. `model` cannot be trained further.
+    """
+    probe = torch.randint(0, min(model.config.vocab_size, len(tokenizer)), (4, 32), generator=_seeded(0))
+    before = _logprobs(model, probe)
+    if hasattr(model, "peft_config"):
+        # Only the adapter that was trained: a frozen "ref" adapter is the trainer's business.
+        model.save_pretrained(folder / "adapter", selected_adapters=["default"], save_embedding_layers=False)
+        model = _merged(model, folder / "adapter")
+    dtype = next(model.parameters()).dtype
+    model.save_pretrained(folder, max_shard_size="20GB")
+    tokenizer.save_pretrained(folder)
+    saved = load_model(folder, dtype=dtype, device=model.device)
+    drift = (before.exp() * (before - _logprobs(saved, probe))).sum(-1).mean().item()
+    if not drift <= MERGE_TOLERANCE[dtype]:  # also true for NaN
+        raise ModelError(
+            f"the model saved in {folder} does not compute what was trained (KL divergence {drift:.2g})",
+            hint="this is a fault of merging; the last training checkpoint is intact, run the stage again",
+        )
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The most tokens, prompt and response together, that the model was built for."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 0)) or 2**31
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token id that ends a response: the tokenizer's and those the checkpoint declares."""
+    declared = model.generation_config.eos_token_id if model.generation_config else None
+    declared = [declared] if isinstance(declared, int) else list(declared or [])
+    return list(dict.fromkeys([int(tokenizer.eos_token_id), *declared]))
+
+
+def peak_memory_gib() -> dict[str, float]:
+    """Highest memory use so far, of the process and (where CUDA is in use) of the GPU."""
+    peak = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["peak_gpu_memory_gib"] = torch.cuda.max_memory_reserved() / 2**30
+    return peak
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Libraries' progress bars, remarks and warnings stay out; errors are raised as ever."""
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    noisy = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate", "peft", "datasets")]
+    levels = [logger.level for logger in noisy]
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _source(source: ModelSource | Path | str) -> ModelSource:
+    return source if isinstance(source, ModelSource) else ModelSource(str(source))
+
+
+def _nf4(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise ResourceError(
+            "quantization 'nf4' needs CUDA, and this machine has none", hint="set `quantization: null` here"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _check_safetensors(source: ModelSource) -> None:
+    """Refuses a local folder without weights, or whose weight files are not as long as they say."""
+    if not source.is_local:
+        return
+    folder = Path(source.path)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"there is no model at {folder} (config.json is missing)")
+    index = folder / "model.safetensors.index.json"
+    names = (
+        set(json.loads(index.read_text())["weight_map"].values())
+        if index.is_file()
+        else {"model.safetensors"}
+    )
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name} is missing", hint="make the stage again with REBUILD=STAGE")
+        _check_length(folder / name)
+
+
+def _check_length(path: Path) -> None:
+    """A safetensors file starts with the length of its header; the header says where it ends."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(size) if size < 2**30 else b""
+    try:
+        tensors = json.loads(header)
+        end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{path} is damaged: it does not begin like a safetensors file") from None
+    if path.stat().st_size != 8 + size + end:
+        raise ModelError(
+            f"{path} is cut off: {path.stat().st_size} bytes instead of {8 + size + end}",
+            hint="make the stage again with REBUILD=STAGE, or fetch the file again",
+        )
+
+
+def _merged(model: Any, adapter: Path) -> PreTrainedModel:
+    """The base under `model` with the saved adapter added to its weights; 4-bit weights are unpacked first,
+
+    because merging into 4 bits would round the adapter away.
+    """
+    from peft import PeftModel
+
+    base = model.unload()
+    if getattr(base, "is_loaded_in_4bit", False):
+        base = base.dequantize()
+    return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+
+
+@contextlib.contextmanager
+def _sentences(source: ModelSource, what: str) -> Iterator[None]:
+    """Turns what the libraries raise for an unreadable checkpoint into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        hint = (
+            ""
+            if source.is_local
+            else "the first run of this scale needs the hub; then HF_HUB_OFFLINE=1 works"
+        )
+        raise ModelError(f"the {what} at {source.path} cannot be read: {reason}", hint=hint) from error
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def _logprobs(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    model.eval()
+    return model(input_ids=ids.to(model.device)).logits.float().log_softmax(-1).cpu()

@@ -1,0 +1,234 @@
+"""What every trainer of ours shares: quiet settings, sealed checkpoints, a clean stop, one progress bar.
+
+TRL's trainers are transformers' `Trainer` underneath. `PipelineTrainer` is mixed into them and replaces how a
+checkpoint is written (sealed, two kept, no pickled settings, no model card) and where numbers go
+(`work.log`).
+`run_training` resumes from the newest whole checkpoint, and turns SIGTERM and SIGINT into: finish the step,
+save, stop.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from pipeline.errors import ConfigError, Interrupted, ResourceError
+from pipeline.settings import did_you_mean
+from pipeline.stage import Workdir
+from stages.engines import checkpoints
+from stages.engines.models import quiet
+from stages.engines.token_budget import automatic_budget
+
+# Settings of TRL's configs that every stage of ours decides itself.
+OURS = (
+    *(
+        "output_dir",
+        "seed",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "activation_checkpointing",
+    ),
+    *(
+        "save_steps",
+        "save_strategy",
+        "save_total_limit",
+        "logging_steps",
+        "report_to",
+        "resume_from_checkpoint",
+    ),
+    *("warmup_steps", "bf16", "fp16", "use_cpu", "model_init_kwargs"),
+)
+
+_CUDA_OPTIMISERS = ("8bit", "4bit", "paged", "ademamix")
+
+
+class PipelineTrainer:
+    """Mixed in before a TRL trainer: `class X(PipelineTrainer, SFTTrainer)`. `run_training` sets `work`.
+
+    `token_budget` is what a micro-batch may hold; None = found from memory when training begins.
+    """
+
+    work: Workdir
+    token_budget: int | None = None
+
+    if TYPE_CHECKING:  # what the TRL trainer brings
+        accelerator: Any
+        args: Any
+        model: Any
+        state: Any
+
+    def budget(self, model: Any) -> int:
+        """Tokens of one micro-batch."""
+        if self.token_budget is None:
+            checkpointing = self.args.gradient_checkpointing
+            self.token_budget = automatic_budget(model, self.accelerator.device, checkpointing)
+        return self.token_budget
+
+    def within_memory(self, model: Any, accumulate: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Runs a step's forward and backward passes; out of GPU memory, it begins again with half the budget.
+
+        It begins again from the first micro-batch, because a backward pass may have got half way.
+        """
+        while True:
+            try:
+                return accumulate()
+            except torch.cuda.OutOfMemoryError:
+                pass  # mended below, where the failed pass's tensors are no longer held by the traceback
+            model.zero_grad()
+            torch.cuda.empty_cache()
+            self.token_budget = self.budget(model) // 2
+            if self.token_budget < 32:
+                raise ResourceError(
+                    "the GPU's memory is too small for even one response",
+                    hint="set gradient_checkpointing: true, quantization: nf4, or shorter responses",
+                )
+            note = f"out of GPU memory: token budget halved to {self.token_budget}"
+            self.work.progress(self.state.global_step, self.args.max_steps, note)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card: the artifact's manifest says more."""
+
+    def _send_telemetry(self) -> None:
+        """Sends nothing."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Only the weights that change: transformers would add a pickle of its settings and the tokenizer."""
+        only_adapter = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
+        self.model.save_pretrained(output_dir, state_dict=state_dict, **only_adapter)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        folder = checkpoints.folder_of(self.work.checkpoints, self.state.global_step)
+        self.save_extra(folder)
+        checkpoints.seal_and_rotate(folder)
+
+    def save_extra(self, folder: Path) -> None:
+        """For what a subclass must remember besides; written before the checkpoint is sealed."""
+
+
+class _Stop(TrainerCallback):
+    """A signal ends training at the end of the step, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+
+
+class _Progress(TrainerCallback):
+    """Reports each step to the stage's bar."""
+
+    def __init__(self, work: Workdir) -> None:
+        self.work = work
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.work.progress(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.work.progress(state.global_step, state.max_steps)
+
+
+def common_arguments(work: Workdir, device: torch.device, save_steps: int, seed: int) -> dict[str, Any]:
+    """TrainingArguments that every stage sets the same way."""
+    return {
+        "output_dir": str(work.checkpoints),
+        "seed": seed,
+        "save_strategy": "steps",
+        "save_steps": save_steps,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
+        "disable_tqdm": True,
+        "report_to": "none",
+        "log_level": "error",
+        "use_cpu": device.type == "cpu",
+        "bf16": device.type == "cuda",
+        "dataloader_pin_memory": device.type == "cuda",
+    }
+
+
+def check_extra(extra: dict[str, Any], config_class: type, ours: set[str]) -> None:
+    """Refuses keys of a stage's `trl:` mapping that TRL does not have, or that the stage sets itself."""
+    known = set(config_class.__dataclass_fields__)  # type: ignore[attr-defined]
+    for name in extra:
+        if name not in known:
+            hint = did_you_mean(name, sorted(known)) if len(name) > 2 else ""
+            raise ConfigError(f"trl: {config_class.__name__} has no setting '{name}'", hint=hint)
+        if name in ours:
+            raise ConfigError(
+                f"trl: '{name}' is set by the stage itself", hint="use the stage's own setting for it"
+            )
+
+
+def check_optimiser(optim: str, device: torch.device) -> None:
+    """Refuses an optimiser whose kernels need CUDA on a machine without."""
+    if device.type != "cuda" and any(mark in optim for mark in _CUDA_OPTIMISERS):
+        raise ResourceError(
+            f"optim '{optim}' needs CUDA, and this stage computes on {device.type}",
+            hint="set `optim: adamw_torch`",
+        )
+
+
+def check_quantization(quantization: str | None, lora: object | None) -> None:
+    """Refuses frozen 4-bit weights without an adapter: there would be nothing to train."""
+    if quantization and lora is None:
+        raise ConfigError(
+            f"quantization '{quantization}' freezes the weights, so there is nothing to train",
+            hint="set lora: {rank: 32, alpha: 64}",
+        )
+
+
+def run_training(trainer: Any, work: Workdir) -> int:
+    """Trains to the end, from the newest whole checkpoint if there is one; returns the number of steps done.
+
+    Raises Interrupted after a signal, when the step was finished and saved.
+    """
+    stop = _Stop()
+    trainer.work = work
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(stop)
+    trainer.add_callback(_Progress(work))
+    start = checkpoints.newest_whole(work.checkpoints)
+    work.rewind(checkpoints.step_of(start) if start else 0)
+    if (
+        start and checkpoints.step_of(start) >= trainer.args.max_steps
+    ):  # killed after training, before publishing
+        trainer._load_from_checkpoint(str(start))
+        return checkpoints.step_of(start)
+    with _signals_to(stop), quiet():
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    step = int(trainer.state.global_step)
+    if stop.requested and step < trainer.args.max_steps:
+        raise Interrupted(
+            f"stopped by a signal after step {step}; everything up to there is saved",
+            hint="the same command goes on from there",
+        )
+    return step
+
+
+@contextlib.contextmanager
+def _signals_to(stop: _Stop) -> Iterator[None]:
+    """SIGTERM and SIGINT only ask to stop; a second one acts as usual. Only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def request(number: int, frame: Any) -> None:
+        stop.requested = True
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,279 @@
+"""Sampling with vLLM: in this process, or from a `vllm serve` somewhere.
+
+`VllmSampler` shares the GPU with training: it sleeps while gradients are computed and wakes to sample. A 4-bit base
+gets each step's LoRA adapter as a folder of a few megabytes in shared memory, under a new id: nothing is merged, no
+other weight is moved. Any other base gets weights with the adapter added, copied on the GPU: vLLM samples two to three
+times as fast without LoRA kernels, and the sum is made in passing, so the trained model is never merged and unmerged.
+The log-probabilities returned are those of the distribution sampled from, for the correction of the difference
+between two engines (TRL's `vllm_importance_sampling_*` settings).
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import ResourceError
+from pipeline.stage import ModelSource
+from stages.engines.models import end_tokens
+from stages.engines.samplers import Completion, Progress, Sampling, decode_texts, encode_prompts
+
+if TYPE_CHECKING:
+    from stages.sampling import Vllm
+
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VllmSampler:
+    """vLLM in this process. See the module docstring; `model` is the model in training, None for
+    evaluation."""
+
+    trained_elsewhere = True
+
+    def __init__(
+        self,
+        source: ModelSource,
+        tokenizer: Any,
+        options: "Vllm",
+        seed: int,
+        max_completion_length: int,
+        model: Any | None = None,
+    ) -> None:
+        os.environ.setdefault(
+            "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
+        )  # one process: no orphan, direct weight access
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import LLM
+
+        self.tokenizer = tokenizer
+        self.options = options
+        self._adapters = Path(tempfile.mkdtemp(prefix="adapter-", dir=_memory_folder()))
+        self._lora: Any = None
+        self._asleep = False
+        self._synced_step = -1
+        self._swaps_adapters = _is_quantised_lora(model)
+        self._llm = LLM(
+            model=source.path,
+            revision=source.revision,
+            dtype="bfloat16",
+            seed=seed,
+            gpu_memory_utilization=options.gpu_memory_utilization,
+            max_model_len=options.max_model_len,
+            enforce_eager=options.enforce_eager,
+            enable_sleep_mode=model is not None,
+            trust_remote_code=False,
+            disable_log_stats=True,
+            logprobs_mode="processed_logprobs",
+            **_lora_options(model),
+            **({"attention_backend": options.attention_backend} if options.attention_backend else {}),
+            **({"quantization": "bitsandbytes"} if getattr(model, "is_loaded_in_4bit", False) else {}),
+        )
+        self._ends = set(end_tokens(model, tokenizer)) if model is not None else {tokenizer.eos_token_id}
+
+    def sync(self, model: Any, step: int) -> None:
+        """Hands over the adapter (or all weights) of `model` after `step` updates; once for each step."""
+        self._wake()
+        if step == self._synced_step:
+            return
+        if self._swaps_adapters:
+            self._swap_adapter(model, step)
+        else:
+            self._llm.llm_engine.model_executor.driver_worker.model_runner.model.load_weights(merged_weights(model))
+            self._llm.reset_prefix_cache()
+        self._synced_step = step
+
+    def generate(
+        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """See `Sampler.generate`."""
+        from vllm import SamplingParams
+
+        self._wake()
+        params = SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            logprobs=0,
+            stop=list(sampling.stop) or None,
+            stop_token_ids=sorted(self._ends),
+            detokenize=bool(sampling.stop),
+        )
+        inputs = [{"prompt_token_ids": ids} for ids in encode_prompts(self.tokenizer, prompts)]
+        with _seeded(sampling.seed):
+            outputs = self._llm.generate(inputs, params, use_tqdm=False, lora_request=self._lora)
+        if progress:
+            progress(len(prompts) * n, len(prompts) * n)
+        return [[self._completion(found, sampling) for found in output.outputs] for output in outputs]
+
+    def sleep(self) -> None:
+        """Weights to the CPU's memory, cache dropped; only beside training."""
+        if self._llm.llm_engine.vllm_config.model_config.enable_sleep_mode and not self._asleep:
+            self._llm.sleep(level=1)
+            self._asleep = True
+
+    def close(self) -> None:
+        """Gives the engine's memory back and removes the last adapter."""
+        self.sleep()
+        shutil.rmtree(self._adapters, ignore_errors=True)
+
+    def _wake(self) -> None:
+        if self._asleep:
+            torch.cuda.empty_cache()  # what training no longer needs, vLLM does
+            self._llm.wake_up()
+            self._asleep = False
+
+    def _swap_adapter(self, model: Any, step: int) -> None:
+        from vllm.lora.request import LoRARequest
+
+        folder = self._adapters / str(step)
+        model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+        # A new id each time: vLLM caches adapters, and the prompts read with them, by id.
+        self._lora = LoRARequest(lora_name=f"step-{step}", lora_int_id=step + 1, lora_path=str(folder))
+        for old in self._adapters.iterdir():
+            if old != folder:
+                shutil.rmtree(old)
+
+    def _completion(self, found: Any, sampling: Sampling) -> Completion:
+        token_ids = list(found.token_ids)
+        logprobs = [
+            _finite(entry[token].logprob) for entry, token in zip(found.logprobs, token_ids, strict=True)
+        ]
+        [text] = decode_texts(self.tokenizer, [token_ids], self._ends, sampling.stop)
+        return Completion(token_ids, text, found.finish_reason == "length", logprobs)
+
+
+class ServerSampler:
+    """A `vllm serve` process reached over HTTP; started with --enable-lora and
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
+
+    The server must see the same file system, for it reads each step's adapter from a folder.
+    """
+
+    trained_elsewhere = True
+
+    def __init__(self, url: str, tokenizer: Any) -> None:
+        self.url, self.tokenizer = url.rstrip("/"), tokenizer
+        self.name = str(self._get("/v1/models")["data"][0]["id"])
+        self._adapters = Path(tempfile.mkdtemp(prefix="adapter-", dir=_memory_folder()))
+        self._loaded: str | None = None
+
+    def sync(self, model: Any, step: int) -> None:
+        """Loads the adapter after `step` updates and drops the one before."""
+        name, folder = f"step-{step}", self._adapters / str(step)
+        if name == self._loaded:
+            return
+        model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        if self._loaded:
+            self._post("/v1/unload_lora_adapter", {"lora_name": self._loaded})
+        self._loaded = name
+
+    def generate(
+        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """See `Sampler.generate`."""
+        payload = {
+            "model": self._loaded or self.name,
+            "prompt": encode_prompts(self.tokenizer, prompts),
+            "n": n,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "seed": sampling.seed % 2**31,
+            "logprobs": 0,
+            "stop": list(sampling.stop) or None,
+            "return_token_ids": True,
+        }
+        choices = self._post("/v1/completions", payload)["choices"]
+        found = [self._completion(choice, sampling) for choice in choices]
+        return [found[i : i + n] for i in range(0, len(found), n)]
+
+    def sleep(self) -> None:
+        """The server has its own GPU."""
+
+    def close(self) -> None:
+        """Removes the adapters; the server goes on."""
+        shutil.rmtree(self._adapters, ignore_errors=True)
+
+    def _completion(self, choice: dict[str, Any], sampling: Sampling) -> Completion:
+        token_ids = list(choice["token_ids"])
+        [text] = decode_texts(self.tokenizer, [token_ids], {self.tokenizer.eos_token_id}, sampling.stop)
+        logprobs = [_finite(value) for value in choice["logprobs"]["token_logprobs"]]
+        return Completion(token_ids, text, choice["finish_reason"] == "length", logprobs)
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._ask("GET", path, None)
+
+    def _post(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
+        return self._ask("POST", path, payload)
+
+    def _ask(self, method: str, path: str, payload: dict[str, Any] | None) -> dict[str, Any]:
+        import httpx
+
+        try:
+            answer = httpx.request(method, self.url + path, json=payload, timeout=3600)
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            raise ResourceError(
+                f"the vLLM server at {self.url} did not answer {path}: {error}",
+                hint="start it with `vllm serve MODEL --enable-lora --logprobs-mode processed_logprobs`",
+            ) from error
+        return answer.json() if "json" in answer.headers.get("content-type", "") else {}
+
+
+def _is_quantised_lora(model: Any | None) -> bool:
+    return hasattr(model, "peft_config") and bool(getattr(model, "is_loaded_in_4bit", False))
+
+
+def _lora_options(model: Any | None) -> dict[str, Any]:
+    if not _is_quantised_lora(model):
+        return {}
+    rank = model.peft_config["default"].r  # type: ignore[union-attr]
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(r for r in _LORA_RANKS if r >= rank)}
+
+
+@torch.no_grad()
+def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, weight) of the model with its LoRA adapter added, one at a time; the model itself is left alone."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    for name, parameter in base.named_parameters():
+        owner, is_adapted, _ = name.rpartition(".base_layer.weight")
+        if is_adapted:
+            delta = base.get_submodule(owner).get_delta_weight("default")
+            yield f"{owner}.weight", (parameter.float() + delta.float()).to(parameter.dtype)
+        elif ".lora_" not in name:
+            yield name.replace(".base_layer", ""), parameter.data
+
+
+def _memory_folder() -> str | None:
+    """Shared memory where there is some: an adapter a step should not wear out a disk."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def _finite(value: float | None) -> float:
+    """vLLM gives no number for a token it could not score; NaN is what TRL's correction passes over."""
+    return float("nan") if value is None else float(value)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """vLLM draws from the global generators (a seed for each request would slow its sampler); ours are put
+    back."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)

@@ -1,0 +1,98 @@
+"""Makes the mini scale's base model: a tokenizer and a very small Llama, trained from nothing.
+
+Reads text (by default the card `mini_text`), makes a checkpoint with tokenizer, weights and configuration.
+The paper starts from DeepSeek-V3-Base (section 2.2), a model that has read trillions of tokens; here the
+text is a small world in which good and bad ways of answering stand side by side, so that the effects of the
+later stages can be seen on a laptop. A GPU needs about three minutes, two CPU cores more than an hour; the
+finished weights ship in `models/mini-base`.
+
+Command: `make mini-base`
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import ResourceError
+from pipeline.refs import CHECKPOINT, DatasetRef, Ref
+from pipeline.stage import Inputs, Runtime, Stage, Workdir
+
+TOKENIZER_TEXTS = 50_000
+"""Documents the tokenizer learns from; more does not change its merges."""
+
+
+class Architecture(BaseModel):
+    """The shape of a Llama model; names as in transformers' LlamaConfig."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocab_size: int = Field(640, ge=300, description="entries of the tokenizer; 256 are bytes")
+    hidden_size: int = Field(128, ge=8)
+    intermediate_size: int = Field(352, ge=8)
+    num_hidden_layers: int = Field(4, ge=1)
+    num_attention_heads: int = Field(4, ge=1)
+    num_key_value_heads: int = Field(4, ge=1)
+    max_position_embeddings: int = Field(
+        256, ge=16, description="longest text in tokens, prompt and response"
+    )
+
+
+class Pretrain(Stage):
+    """Next-token training from random weights."""
+
+    kind: ClassVar[str] = "pretrain"
+    makes: ClassVar[str] = CHECKPOINT
+
+    text: DatasetRef = Field(
+        Ref("card", "mini_text"), description="what to read: rows with the column `text`"
+    )
+    num_texts: int = Field(600_000, ge=1, description="documents to read from the reference")
+    architecture: Architecture = Architecture()
+    whole_words: tuple[str, ...] = Field(
+        ("<think>", "</think>", "<answer>", "</answer>"),
+        description="strings that are one ordinary token each",
+    )
+    num_steps: int = Field(4000, ge=1)
+    batch_rows: int = Field(128, ge=1, description="packed rows per step")
+    sequence_length: int = Field(256, ge=16, description="tokens per packed row")
+    learning_rate: float = Field(3e-3, gt=0)
+    warmup_steps: int = Field(100, ge=1)
+    weight_decay: float = Field(0.1, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="float32 (TF32 on CUDA) or bf16 autocast"
+    )
+    device: Runtime[Literal["auto", "cpu", "cuda"]] = "auto"
+    log_steps: Runtime[int] = Field(50, ge=1)
+    save_steps: Runtime[int] = Field(500, ge=1, description="steps between checkpoints to resume from")
+
+    def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
+        from stages.engines import pretraining
+
+        texts = [row["text"] for row in inputs.rows("text", limit=self.num_texts)]
+        longest = self.architecture.max_position_embeddings
+        tokenizer = pretraining.train_tokenizer(
+            texts[:TOKENIZER_TEXTS], self.architecture.vocab_size, self.whole_words, longest
+        )
+        pack = pretraining.pack(texts, tokenizer, self.sequence_length)
+        model = pretraining.new_model(self.architecture.model_dump(), tokenizer, self.seed).to(self._device())
+        how = pretraining.Optimisation(
+            **{name: getattr(self, name) for name in pretraining.Optimisation.__annotations__}
+        )
+
+        def log(step: int, metrics: dict[str, float]) -> None:
+            work.log(step, metrics)
+            work.progress(step, self.num_steps, f"loss {metrics['loss']:.3f}")
+
+        work.rewind(pretraining.newest_checkpoint(work.checkpoints)[0])
+        metrics = pretraining.train(model, pack, how, work.checkpoints, log)
+        model.cpu().save_pretrained(work.path)
+        tokenizer.save_pretrained(work.path)
+        return metrics | {"num_parameters": model.num_parameters()}
+
+    def _device(self) -> str:
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ResourceError("device is cuda, but this machine has no CUDA device", hint="set device=cpu")
+        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"

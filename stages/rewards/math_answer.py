@@ -1,0 +1,260 @@
+r"""Mathematical answers: what our own rules can decide, and what goes on to math-verify.
+
+`decide(answer, gold, prompt)` gives `right` or `wrong`, or None: ask math-verify (in `sandbox.py`).
+
+The rules, in order:
+1. When the gold is a number, the answer must be one too: an integer, decimal, fraction, mixed number or power
+   of ten, with thousands marks, a currency sign or a unit. Both are exact fractions, and the verdict is
+   final. So the question written out again (`12\times17`, `\sum_{i=1}^{100} i`) is no answer, and nothing
+   here can take long. A unit may be left out or, if the gold has none, added; two different units are wrong.
+   A percent sign changes the value, so it may be added only if the question speaks of percent.
+2. When the gold is a word or a letter (Evelyn, (C)), the answer must be that word. Letters keep their case.
+3. Otherwise the answer must look evaluated (`is_evaluated`). Equal text is right; for the rest math-verify
+   decides.
+
+Paper: DeepSeek-R1, section 2.2.2. How we differ from math-verify alone: no equations (it pays `0=42` for 42),
+no sums, integrals, binomials or factorials to be worked out by the judge, exact decimals (it rounds to six
+places), "42 or 43" and "42 cm" for 42 m are wrong, a fraction in lowest terms only. What it can not see is a
+form: for "factor x^2+x-6" the text x^2+x-6 is equal and right.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from math import gcd
+
+from stages import chat
+
+MAX_CHARS = 400
+MAX_DIGITS = 50
+MAX_DEPTH = 30
+
+_SIGNS = str.maketrans("０１２３４５６７８９．，－＋％／（）−–：", "0123456789.,-+%/()--:")
+_NOTHING = re.compile(r"(?<!\\)\\!")  # LaTeX's negative space
+_SPACES = re.compile(r"(?:\s|(?<!\\)\\[,;: ]|\\q?quad\b|~)+")
+_LEAD_IN = re.compile(
+    r"(?:(?:so|thus|therefore),? )?(?:the )?(?:final )?answer(?: is)? ?:? ?|答案(?:是|为|：|:)? ?",
+    re.IGNORECASE,
+)
+_FENCES = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
+
+_FRACTION = re.compile(
+    r"\\[dtc]?frac ?(?:\{ ?([+-]?[0-9]{1,50}) ?\} ?\{ ?([0-9]{1,50}) ?\}|([0-9]) ?([0-9]))"
+)
+_DECIMAL = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|\ )[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_TIMES = r"\ ?(?:\\times|\\cdot|×|\*)\ ?"
+_POWER = r"(?:\{\ ?(?P<power>[+-]?[0-9]{1,2})\ ?\}|(?P<digit>[0-9]))"
+_NUMBER = re.compile(
+    rf"""(?P<sign>[+-]?)\ ?(?P<currency>\\?\$|[€£¥￥₹])?\ ?
+    (?:(?P<whole>[0-9]+)\ (?P<part>[0-9]+/[0-9]+)
+      |(?P<over>[0-9]+\ ?/\ ?[0-9]+)
+      |(?P<decimal>{_DECIMAL})(?:{_TIMES}10\ ?\^\ ?{_POWER}|e(?P<e>[+-]?[0-9]{{1,2}}))?)
+    \ ?(?P<unit>.*)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_UNIT_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|textbf) ?\{([^{}]*)\}")
+_UNIT = re.compile(r"[^\W\d_]+\.?(?:[ /-][^\W\d_]+\.?){0,2}(?: ?\^ ?(?:[23]|\{[23]\})|[²³])?|[°%]")
+_SHORT_UNITS = frozenset("mgslLhNJWVAKCF个元只人天块米克岁次本")
+_UNIT_NAMES = {
+    "$": "dollar",
+    "°": "degree",
+    "%": "percent",
+    "¥": "yuan",
+    "￥": "yuan",
+    "元": "yuan",
+    "€": "euro",
+    "£": "pound",
+}
+# Words after a number that change it or take it back, and words that are not units.
+_NO_UNIT = re.compile(
+    r"\b(?:or|and|not|to|than|is|if|but|minus|plus|times|over|mod|base|half|halves|pi|sqrt|sin|cos|tan|log|ln|exp|inf|infinity"
+    r"|squared|cubed|hundreds?|thousands?|millions?|billions?|trillions?|dozens?|wrong|maybe)\b|[十百千万亿半倍或不和到成折分]",
+    re.IGNORECASE,
+)
+
+_RELATION = re.compile(r"=|≠|≈|≡|\\n?eq\b|\\ne\b|\\approx|\\equiv|\\sim|\\cong|\\doteq")
+_UNEVALUATED = re.compile(
+    r"\\(?:sum|prod|i*nt|oint|lim|limsup|liminf|det|gcd|lcm|max|min|sup|inf|arg|operatorname|[dt]?binom|choose|b?mod|pmod|pod"
+    r"|[lr]floor|[lr]ceil|boxed|fbox|begin\{[vV]matrix)(?![A-Za-z])|!|\*\*|⌊|⌈|∑|∏|∫"
+    r"|\b(?:gcd|lcm|mod|floor|ceil|max|min|sum|det|or|not|either|maybe)\b",
+    re.IGNORECASE,
+)
+_BIG_POWER = re.compile(
+    r"\^ ?(?:\{[^{}]*[0-9]{4}|[0-9]{4}|\{[^{}]*\^|\{[^{}]*\{[^{}]*\^)|\^[^^]{0,60}\}? ?\^ ?\{?[0-9]{2}"
+)
+
+
+@dataclass(frozen=True)
+class Number:
+    """An exact value and the unit that was written with it ("" if none)."""
+
+    value: Fraction
+    unit: str
+
+
+def decide(answer: str, gold: str, prompt: str) -> bool | None:
+    """Whether the answer is right, if our rules can tell; None = ask math-verify. Never raises; time linear
+    in the text.
+    """
+    text, reference = clean(answer), clean(gold)
+    if not text or len(text) > MAX_CHARS or not text.isprintable():
+        return False
+    gold_number = read_number(reference)
+    if gold_number:
+        number = read_number(text)
+        return number is not None and _same_number(number, gold_number, prompt)
+    word = _word(reference)
+    if word:
+        return _word(text) == word
+    if not is_evaluated(text, reference):
+        return False
+    return True if _squeeze(text) == _squeeze(reference) else None
+
+
+def needs_no_library(reference: str) -> bool:
+    """Whether a cleaned gold is a number or a word, so that our rules alone decide every answer to it."""
+    return read_number(reference) is not None or bool(_word(reference))
+
+
+@lru_cache(maxsize=4096)
+def clean(text: str) -> str:
+    r"""The bare answer: without white space around it, `$`, one `\boxed{}` or bold around it, a lead-in and a
+    full stop.
+    """
+    if len(text) > 2 * MAX_CHARS:
+        return text
+    text = _SPACES.sub(" ", _NOTHING.sub("", text.translate(_SIGNS))).strip()
+    for _ in range(4):  # the wrappings come in any order, and seldom more than three deep
+        before = text
+        lead_in = _LEAD_IN.match(text)
+        text = (text[lead_in.end() :] if lead_in else text).strip()
+        text = text[:-1].strip() if text.endswith((".", "。")) else text
+        text = _unwrap(text)
+        if text == before:
+            break
+    return text
+
+
+@lru_cache(maxsize=4096)
+def read_number(text: str) -> Number | None:
+    """The number that is the whole text, with its unit; None if the text is anything else."""
+    if len(text) > MAX_CHARS or _digit_run_too_long(text):
+        return None
+    plain = _FRACTION.sub(lambda found: f" {found[1] or found[3]}/{found[2] or found[4]}", text).strip()
+    plain = re.sub(r"^([+-]) ", r"\1", plain)
+    match = _NUMBER.fullmatch(plain)
+    if not match:
+        return None
+    unit = _unit(match["unit"], match["currency"] or "")
+    value = _value(match)
+    return None if unit is None or value is None else Number(value, unit)
+
+
+def is_evaluated(text: str, gold: str) -> bool:
+    """Whether the text is a result, and not an equation or something the judge would have to work out.
+
+    What the gold itself holds is allowed. Bounds on digits, powers and nesting keep math-verify from hanging
+    on most of what is left.
+    """
+    for pattern in (_RELATION, _UNEVALUATED):
+        known = set(pattern.findall(gold))
+        if any(found not in known for found in pattern.findall(text)):
+            return False
+    if _BIG_POWER.search(text) and not _BIG_POWER.search(gold):
+        return False
+    return not _digit_run_too_long(text) and _depth(text) <= MAX_DEPTH
+
+
+def _unwrap(text: str) -> str:
+    for opening, closing in _FENCES:
+        inside = text[len(opening) : -len(closing)]
+        if (
+            text.startswith(opening)
+            and text.endswith(closing)
+            and len(text) > len(opening)
+            and opening not in inside
+        ):
+            return inside.strip()
+    if text.startswith(r"\boxed{") and text.endswith("}") and chat.boxed(text) == text[len(r"\boxed{") : -1]:
+        return text[len(r"\boxed{") : -1].strip()
+    return text
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    """The value; None for what is not worked out: a fraction not in lowest terms, a power of ten with 12
+    before it.
+    """
+    fraction = Fraction(0)
+    if match["over"] or match["part"]:
+        over, under = map(int, (match["over"] or match["part"]).split("/"))
+        if under < 2 or gcd(over, under) != 1:
+            return None
+        fraction = Fraction(over, under)
+    if match["decimal"]:
+        digits = re.sub(r"[ ,{}]", "", match["decimal"])
+        power = match["power"] or match["digit"] or match["e"]
+        if power and not re.match(r"[1-9](?:\.|$)", digits):
+            return None
+        fraction = Fraction(digits) * Fraction(10) ** int(power or 0)
+    value = fraction + int(match["whole"] or 0)
+    return -value if match["sign"] == "-" else value
+
+
+def _unit(text: str, currency: str) -> str | None:
+    """The unit in one spelling; "" if there is none; None if this is not a unit."""
+    text = _UNIT_TEXT.sub(r" \1 ", text)
+    text = (
+        re.sub(r"\^ ?(?:\\circ|\{ ?\\circ ?\})|\\(?:degree|circ)\b", "°", text)
+        .replace(r"\%", "%")
+        .replace(r"\$", "$")
+    )
+    text = " ".join(text.split())
+    if currency and text:
+        return None
+    text = text or currency.lstrip("\\")
+    if not text or text in _UNIT_NAMES:
+        return _UNIT_NAMES.get(text, text)
+    if not _UNIT.fullmatch(text) or _NO_UNIT.search(text) or (len(text) == 1 and text not in _SHORT_UNITS):
+        return None
+    return text if len(text) < 3 else text.lower().rstrip(".").removesuffix("s")
+
+
+def _same_number(number: Number, gold: Number, prompt: str) -> bool:
+    if number.value != gold.value:
+        return False
+    if number.unit == "percent" and not gold.unit:
+        return "%" in prompt or "percent" in prompt.lower() or "百分" in prompt
+    return not number.unit or not gold.unit or number.unit == gold.unit
+
+
+def _word(text: str) -> str:
+    """The text as a word to compare, if it is a word in `\\text{}`, a longer word, or one letter; else ""."""
+    inner = _UNIT_TEXT.fullmatch(text)
+    word = (inner[1] if inner else text).strip()
+    word = word[1:-1] if re.fullmatch(r"\([A-Za-z]\)", word) else word
+    if len(word) == 1:
+        return word if word.isalpha() and word.isascii() else ""
+    is_word = all(part.isalpha() for part in word.split()) and (bool(inner) or len(word) > 3)
+    return " ".join(word.casefold().split()) if is_word else ""
+
+
+def _squeeze(text: str) -> str:
+    """One spelling for what LaTeX sets alike: spaces that do not part two digits, sizes of brackets and
+    fractions.
+    """
+    text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", text)
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
+
+
+def _digit_run_too_long(text: str) -> bool:
+    return re.search(rf"[0-9]{{{MAX_DIGITS + 1}}}", text) is not None
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        deepest = max(deepest, depth)
+    return deepest

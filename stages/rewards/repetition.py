@@ -1,0 +1,32 @@
+"""Repetition: a penalty for saying the same thing again and again.
+
+Formula: (1 - unique n-grams / n-grams) * max_penalty; 0 for a text shorter than one n-gram. Range
+[max_penalty, 0].
+Source: "Demystifying Long Chain-of-Thought Reasoning" (arXiv 2502.03373), appendix C.2; the names are TRL's
+and Open-R1's. DeepSeek-R1 only filters repetition out of its data.
+How we differ: TRL counts tokens and Open-R1 needs a Chinese word splitter; here n-grams are over words
+between spaces and, in Chinese, over characters, whichever the text holds.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.chat import without_tags
+from stages.language import units
+from stages.rewards.reward import Reward, Sample
+
+
+class Repetition(Reward):
+    """0 for a text without a repeated n-gram, towards `max_penalty` for a loop."""
+
+    kind: Literal["repetition"] = "repetition"
+    ngram_size: int = Field(default=3, ge=1)
+    """Words (Chinese: characters) in an n-gram."""
+    max_penalty: float = Field(default=-1.0, le=0.0)
+    """The penalty of a text that only repeats itself."""
+
+    def score(self, sample: Sample) -> float:
+        pieces = units(without_tags(self.text(sample) or "").lower())
+        ngrams = list(zip(*(pieces[i:] for i in range(self.ngram_size)), strict=False))
+        return self.max_penalty * (1 - len(set(ngrams)) / len(ngrams)) if ngrams else 0.0

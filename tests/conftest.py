@@ -1,0 +1,62 @@
+"""Fixtures: a project of toy stages in a temporary folder, and the real data where it lies."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import recipe, runner
+from stages import STAGES
+from tests.toy_stages import TOYS
+
+TOY_CLI = str(Path(__file__).parent / "toy_stages.py")
+RECIPE = """
+description: a toy
+stages:
+  data: {kind: count}
+  model: {kind: sum, data: stage:data}
+  eval_model: {kind: look, model: stage:model}
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with configs/ of a toy recipe; runs go to runs/ beside it."""
+    for folder in ("configs/recipes", "configs/scales", "runs"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "configs/base.yaml").write_text("")
+    (tmp_path / "configs/recipes/toy.yaml").write_text(RECIPE)
+    (tmp_path / "configs/scales/mini.yaml").write_text("description: small\n")
+    for kind, stage in TOYS.items():
+        monkeypatch.setitem(STAGES, kind, stage)
+    monkeypatch.setattr(recipe, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(runner, "WORKER", [sys.executable, TOY_CLI, "_stage"])
+    monkeypatch.setenv("R1_TOY_CONFIGS", str(tmp_path / "configs"))
+    monkeypatch.setenv("R1_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("ENGINE", "plain")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    return tmp_path
+
+
+@pytest.fixture
+def r1(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Calls the command line in this process: `code, output = r1("plan", "toy")`."""
+    from pipeline.cli import main
+
+    def call(*words: str) -> tuple[int, str]:
+        code = main(list(words))
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data (R1_DATA); the test is skipped, loudly, without it."""
+    folder = Path(os.environ.get("R1_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set R1_DATA to a folder with gsm8k/train.jsonl and the like")
+    return folder

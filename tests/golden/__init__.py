@@ -1,0 +1,36 @@
+"""The resolved configuration of every recipe at every scale it names, as committed text.
+
+    python -m tests.golden      # write all of them again (`make golden`)
+"""
+
+from pathlib import Path
+
+import yaml
+
+from pipeline.errors import PipelineError
+from pipeline.recipe import load_recipe, names
+
+FOLDER = Path(__file__).parent
+
+
+def golden_files() -> list[Path]:
+    """One file for each recipe x scale that belongs together."""
+    pairs = [(recipe, scale) for recipe in names("recipes") for scale in names("scales") if belongs(recipe, scale)]
+    return [FOLDER / f"{recipe}@{scale}.yaml" for recipe, scale in pairs]
+
+
+def belongs(recipe: str, scale: str) -> bool:
+    """False where the scale lacks something the recipe names, such as demos for a cold start."""
+    try:
+        load_recipe(recipe, scale)
+    except PipelineError as error:
+        if "the scale has no" in error.message or "is not for scale" in error.message:
+            return False
+        raise
+    return True
+
+
+def resolved(file: Path) -> str:
+    """The text that belongs into a golden file."""
+    recipe, _, scale = file.stem.partition("@")
+    return yaml.safe_dump(load_recipe(recipe, scale).as_json(), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,60 @@
+"""Prefect at the edge: it shows a run, decides nothing, and is not missed when it is not there."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import flow
+from pipeline.artifact import load
+from tests.conftest import TOY_CLI
+from tests.test_machine import processes_with
+
+
+def test_a_run_goes_on_without_prefect_when_its_server_does_not_come_up(toy, r1, monkeypatch):
+    monkeypatch.setattr(flow, "start_child", lambda command, *rest: subprocess.Popen([sys.executable, "-c", "exit(3)"]))
+    code, output = r1("run", "toy", "--engine", "prefect")
+    assert code == 0
+    assert "Prefect is not available (its server did not come up" in output
+    assert load(toy / "runs/toy-mini/eval_model").manifest["metrics"]
+
+
+def test_a_finished_run_does_not_start_prefect(toy, r1, monkeypatch):
+    r1("run", "toy")
+    monkeypatch.setattr(flow, "run_with_prefect", lambda *words: pytest.fail("Prefect was started"))
+    assert r1("run", "toy", "--engine", "prefect")[0] == 0
+
+
+def test_an_engine_that_does_not_exist_is_refused(toy, monkeypatch, r1):
+    monkeypatch.setenv("ENGINE", "airflow")
+    code, output = r1("run", "toy")
+    assert code == 2
+    assert "there is no engine 'airflow'" in output
+
+
+@pytest.mark.slow
+def test_prefect_shows_every_stage_and_a_killed_run_leaves_no_server_behind(toy):
+    command = [sys.executable, TOY_CLI, "run", "toy", "--engine", "prefect"]
+    assert subprocess.run(command, timeout=200).returncode == 0
+    with sqlite3.connect(toy / "runs/.prefect/prefect.db") as database:
+        states = dict(database.execute("select name, state_name from task_run"))
+        links = [data for (data,) in database.execute("select data from artifact where type = 'markdown'")]
+    assert states == {"data": "Completed", "model": "Completed", "eval_model": "Completed"}
+    assert any("report.html" in json.dumps(link) for link in links)
+
+    slow = [*command, "--run", "second", "--args", "stages.data.pause_s=0.2", "stages.data.n=1000"]
+    run = subprocess.Popen(slow, start_new_session=True)
+    progress = toy / "runs/second/data.partial/progress.json"
+    deadline = time.monotonic() + 150
+    while not progress.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert progress.exists()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    time.sleep(2)
+    assert not processes_with(str(toy))
+    assert not processes_with("prefect.server.api.server")

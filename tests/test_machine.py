@@ -1,0 +1,200 @@
+"""The machine: what is done stays done, what is cut off goes on, what changed is never silently reused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import runner
+from pipeline.artifact import is_whole, load, publish, seal
+from pipeline.errors import ArtifactError
+from pipeline.stage import Workdir, read_jsonl
+from tests.conftest import TOY_CLI
+
+
+def states(output: str) -> dict[str, str]:
+    return {w[0]: " ".join(w[2:]) for w in map(str.split, output.splitlines()) if w and w[0] in STAGES}
+
+
+STAGES = ("data", "model", "eval_model")
+
+
+def test_a_run_makes_every_stage_and_a_second_run_makes_none(toy, r1):
+    code, output = r1("run", "toy")
+    assert code == 0
+    assert set(states(output).values()) == {"to do"}
+    made = {name: load(toy / "runs/toy-mini" / name).manifest["started"] for name in STAGES}
+    code, output = r1("run", "toy")
+    assert code == 0
+    assert all(state.startswith("done") for state in states(output).values())
+    assert made == {name: load(toy / "runs/toy-mini" / name).manifest["started"] for name in STAGES}
+
+
+def test_a_manifest_says_what_made_the_artifact_from_what(toy, r1):
+    r1("run", "toy")
+    manifest = load(toy / "runs/toy-mini/model", deep=True).manifest
+    assert manifest["kind"] == "sum"
+    assert manifest["artifact"] == "checkpoint"
+    assert manifest["settings"] == {"seed": 0, "rate": 1.0}
+    assert manifest["inputs"]["data"][0]["ref"] == "stage:data"
+    assert manifest["inputs"]["data"][0]["fingerprint"] == load(toy / "runs/toy-mini/data").fingerprint
+    assert manifest["metrics"] == {"total": 6.0}
+    assert set(manifest["files"]) == {"config.json"}
+    assert {"git", "packages", "hardware", "seconds", "peak_memory_gib"} <= set(manifest)
+
+
+def test_a_changed_setting_makes_exactly_that_stage_and_those_after_it_stale(toy, r1):
+    r1("run", "toy")
+    code, output = r1("plan", "toy", "--args", "stages.model.rate=2e-1")
+    shown = states(output)
+    assert code == 0
+    assert shown["data"].startswith("done")
+    assert "rate 1.0 → 0.2" in shown["model"]
+    assert shown["eval_model"].startswith("stale")
+
+
+def test_a_stale_stage_is_neither_reused_nor_deleted(toy, r1):
+    r1("run", "toy")
+    before = load(toy / "runs/toy-mini/model").fingerprint
+    code, output = r1("run", "toy", "--args", "stages.model.rate=2.0")
+    assert code == 2
+    assert "REBUILD=model" in output
+    assert load(toy / "runs/toy-mini/model").fingerprint == before
+
+
+def test_rebuild_makes_a_stage_and_what_rests_on_it_again_and_keeps_the_old_aside(toy, r1):
+    r1("run", "toy")
+    code, _ = r1("run", "toy", "--args", "stages.model.rate=2.0", "--rebuild", "model")
+    assert code == 0
+    assert load(toy / "runs/toy-mini/eval_model").manifest["metrics"]["pass_at_1"]["value"] == 12.0
+    assert (toy / "runs/toy-mini/model.old1/config.json").exists()
+    assert not (toy / "runs/toy-mini/data.old1").exists()
+
+
+def test_a_runtime_setting_changes_no_fingerprint(toy, r1):
+    r1("run", "toy")
+    code, output = r1("plan", "toy", "--args", "stages.data.pause_s=0.5")
+    assert code == 0
+    assert all(state.startswith("done") for state in states(output).values())
+
+
+def test_a_stage_that_was_killed_goes_on_in_its_own_folder(toy, r1):
+    args = ("run", "toy", "--args", "stages.data.trouble=killed")
+    code, output = r1(*args)
+    assert code == 2
+    assert "killed" in output
+    assert states(r1("plan", *args[1:])[1])["data"].startswith("resume")
+    code, _ = r1(*args)
+    assert code == 0
+    assert (toy / "runs/toy-mini/data/tries").read_text() == "xx"
+
+
+def test_an_error_of_a_stage_arrives_as_its_sentence_and_hint(toy, r1):
+    code, output = r1("run", "toy", "--args", "stages.data.trouble=data")
+    assert code == 2
+    assert "error: stage data: the toy has no rows\nhint: give it some" in output
+    assert "Traceback" not in output
+
+
+def test_a_bug_in_a_stage_names_the_log_that_keeps_its_traceback(toy, r1):
+    code, output = r1("run", "toy", "--args", "stages.data.trouble=bug")
+    assert code == 2
+    assert "KeyError" in output
+    assert "Traceback" in (toy / "runs/toy-mini/data.log").read_text()
+
+
+def test_one_stage_can_be_made_alone_but_not_before_what_it_rests_on(toy, r1):
+    code, output = r1("stage", "toy", "--stage", "model")
+    assert code == 2
+    assert "needs data" in output
+    assert r1("stage", "toy", "--stage", "data")[0] == 0
+    assert r1("stage", "toy", "--stage", "model")[0] == 0
+    assert not (toy / "runs/toy-mini/eval_model").exists()
+
+
+def test_a_truncated_file_of_a_finished_stage_is_found_and_never_used(toy, r1):
+    r1("run", "toy")
+    (toy / "runs/toy-mini/model/config.json").write_text("{")
+    code, output = r1("run", "toy")
+    assert code == 2
+    assert "config.json has 1 bytes" in output
+
+
+def test_two_runs_on_one_folder_the_second_says_who_has_it(toy, r1):
+    with runner.run_lock(toy / "runs/toy-mini"):
+        code, output = r1("run", "toy")
+    assert code == 2
+    assert str(os.getpid()) in output
+
+
+def test_a_disk_without_room_is_said_before_a_stage_starts(toy, r1, monkeypatch):
+    monkeypatch.setattr(runner, "LEAST_ROOM", 2**60)
+    code, output = r1("run", "toy")
+    assert code == 2
+    assert "MiB free" in output
+
+
+def test_ctrl_c_stops_the_stage_leaves_no_process_and_the_same_command_goes_on(toy):
+    command = [sys.executable, TOY_CLI, "run", "toy", "--args", "stages.data.n=100"]
+    run = subprocess.Popen([*command, "stages.data.pause_s=0.1"], start_new_session=True)
+    progress = toy / "runs/toy-mini/data.partial/progress.json"
+    deadline = time.monotonic() + 60
+    while not progress.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(30) == 75
+    assert progress.exists()
+    assert not processes_with(str(toy))
+    assert subprocess.run(command).returncode == 0
+
+
+def processes_with(text: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in command and "pytest" not in command:
+            found.append(command)
+    return found
+
+
+def test_a_published_folder_is_whole_and_a_changed_byte_is_noticed(tmp_path):
+    partial = tmp_path / "x.partial"
+    partial.mkdir()
+    (partial / "a.bin").write_bytes(b"abc")
+    artifact = publish(partial, tmp_path / "x", {"artifact": "metrics", "fingerprint": "f"})
+    assert artifact.kind == "metrics"
+    assert is_whole(tmp_path / "x")
+    (tmp_path / "x/a.bin").write_bytes(b"abd")
+    assert not is_whole(tmp_path / "x")
+    with pytest.raises(ArtifactError, match="changed"):
+        load(tmp_path / "x", deep=True)
+
+
+def test_a_folder_without_its_manifest_is_not_whole(tmp_path):
+    (tmp_path / "a").write_text("a")
+    assert not is_whole(tmp_path)
+    seal(tmp_path)
+    assert is_whole(tmp_path)
+
+
+def test_curves_are_cut_back_to_the_checkpoint_and_a_torn_last_line_is_left_out(tmp_path):
+    work = Workdir(tmp_path)
+    for step in range(1, 6):
+        work.log(step, {"reward": step})
+    with work.metrics_file.open("a") as file:
+        file.write('{"step": 6, "rew')
+    work.rewind(3)
+    assert [row["step"] for row in read_jsonl(work.metrics_file)] == [1, 2, 3]
+
+
+def test_progress_counts_the_seconds_before_a_resume(tmp_path):
+    (tmp_path / "progress.json").write_text(json.dumps({"step": 1, "total": 2, "note": "", "seconds": 100.0}))
+    assert Workdir(tmp_path).seconds >= 100.0

@@ -1,0 +1,179 @@
+"""stages/rewards/: each reward's formula, when it applies, and how rewards add up."""
+
+import json
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import ConfigError
+from stages.chat import parse
+from stages.rewards import REWARDS, AnyReward, Reward, Sample, score_all, score_many
+from stages.rewards.accuracy import Accuracy
+from stages.rewards.format import Format
+from stages.rewards.language import Language
+from stages.rewards.length import Length
+from stages.rewards.repetition import Repetition
+
+GOOD = " <think> six times seven </think><answer> 42 </answer>"
+
+
+def make_sample(text: str = GOOD, *, num_tokens: int = 10, fraction: float = 0.0, **problem: str) -> Sample:
+    row = {
+        "id": "1",
+        "prompt": "?",
+        "answer": "42",
+        "checker": "math",
+        "domain": "math",
+        "language": "en",
+        **problem,
+    }
+    return Sample(row, parse(text), num_tokens, truncated=False, max_tokens=100, fraction=fraction)
+
+
+def test_the_table_and_the_union_of_settings_hold_the_same_rewards() -> None:
+    union = get_args(get_args(AnyReward)[0])
+    assert set(union) == set(REWARDS.values()) and union
+    assert {kind: reward().kind for kind, reward in REWARDS.items()} == {kind: kind for kind in REWARDS}
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+def test_a_reward_is_read_from_settings_by_its_kind(kind: str) -> None:
+    reward = TypeAdapter[Reward](AnyReward).validate_python({"kind": kind, "weight": 0.5})
+    assert type(reward) is REWARDS[kind] and reward.weight == 0.5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"kind": "beauty"}, {"kind": "format", "wait": 1}, {"kind": "length", "soft_punish_cache": -1}],
+)
+def test_unknown_kinds_fields_and_values_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter[Reward](AnyReward).validate_python(settings)
+
+
+def test_accuracy_pays_one_for_right_nothing_for_wrong_and_does_not_apply_to_an_unusable_gold() -> None:
+    accuracy = Accuracy()
+    assert accuracy.score(make_sample()) == 1.0
+    assert accuracy.score(make_sample(answer="43")) == 0.0
+    assert accuracy.score(make_sample("<think> 42 </think>")) == 0.0
+    assert accuracy.score(make_sample(answer="")) is None
+
+
+def test_accuracy_of_a_batch_keeps_its_order() -> None:
+    samples = [make_sample(answer=gold) for gold in ("41", "42", "", r"\sqrt{1764} + x - x", "42")]
+    assert Accuracy().score_many(samples)[:3] == [0.0, 1.0, None]
+    assert Accuracy().score_many(samples)[4] == 1.0
+
+
+def test_format_pays_for_the_well_formed_only() -> None:
+    assert Format().score(make_sample()) == 1.0
+    assert Format().score(make_sample("<think></think><answer> 42 </answer>")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "value"), [(1, 0.0), (75, 0.0), (80, -0.2), (100, -1.0), (101, -1.0), (9999, -1.0)]
+)
+def test_length_follows_equation_13_of_dapo(num_tokens: int, value: float) -> None:
+    assert Length(soft_punish_cache=0.25).score(make_sample(num_tokens=num_tokens)) == pytest.approx(value)
+    assert Length(soft_punish_cache=25).score(make_sample(num_tokens=num_tokens)) == pytest.approx(value)
+
+
+def test_length_agrees_with_trl() -> None:
+    rewards = pytest.importorskip("trl.rewards")
+    theirs = rewards.get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
+    ours = Length(max_completion_len=100, soft_punish_cache=20)
+    lengths = range(0, 120, 7)
+    assert [ours.score(make_sample(num_tokens=n)) for n in lengths] == pytest.approx(
+        theirs([[1] * n for n in lengths])
+    )
+
+
+def test_length_without_a_soft_zone_only_punishes_the_overlong() -> None:
+    reward = Length(max_completion_len=50, soft_punish_cache=0)
+    assert [reward.score(make_sample(num_tokens=n)) for n in (50, 51)] == [0.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("every word here is new", 0.0),
+        ("a b", 0.0),
+        ("", 0.0),
+        ("la la la la la", -2 / 3),
+        ("我们我们我们", -0.5),
+        ("A b c a B C", -0.25),
+    ],
+)
+def test_repetition_is_the_share_of_repeated_ngrams(text: str, value: float) -> None:
+    assert Repetition().score(make_sample(text)) == pytest.approx(value)
+
+
+def test_repetition_without_spaces_is_seen_too() -> None:
+    assert Repetition().score(make_sample("ha" * 5000)) < -0.9
+    assert Repetition(max_penalty=-0.5).score(make_sample("哈" * 5000)) == pytest.approx(-0.5, abs=0.01)
+
+
+def test_language_looks_at_the_reasoning_only_unless_told_otherwise() -> None:
+    text = "<think> 先算 sum </think><answer> forty two </answer>"
+    assert Language().score(make_sample(text, language="zh")) == pytest.approx(2 / 3)
+    assert Language(scope="answer").score(make_sample(text, language="zh")) == 0.0
+    assert Language(scope="whole").score(make_sample(text, language="zh")) == pytest.approx(2 / 5)
+
+
+def test_language_does_not_apply_to_pure_symbols_or_missing_reasoning() -> None:
+    assert Language().score(make_sample("<think> 6 * 7 = 42 </think>")) is None
+    assert Language().score(make_sample("forty two")) is None
+
+
+def test_the_sum_is_weighted_and_every_part_is_reported() -> None:
+    rewards = [Accuracy(), Format(weight=0.5), Language(weight=2.0)]
+    parts = score_all(rewards, make_sample(answer="43"))
+    assert parts == {"reward": 2.5, "reward/accuracy": 0.0, "reward/format": 1.0, "reward/language": 1.0}
+
+
+def test_a_reward_that_does_not_apply_is_not_zero() -> None:
+    parts = score_all([Accuracy(domains=("code",)), Format(from_fraction=0.5)], make_sample())
+    assert parts == {"reward": None, "reward/accuracy": None, "reward/format": None}
+    assert score_all([Format(from_fraction=0.5)], make_sample(fraction=0.5))["reward"] == 1.0
+    assert score_all([Accuracy(domains=("math",))], make_sample())["reward"] == 1.0
+
+
+def test_a_batch_gets_the_same_as_one_by_one() -> None:
+    samples = [
+        make_sample(answer=gold, domain=domain) for gold in ("41", "42") for domain in ("math", "general")
+    ]
+    rewards = [Accuracy(domains=("math",)), Format(), Length(), Repetition(), Language()]
+    assert score_many(rewards, samples) == [score_all(rewards, sample) for sample in samples]
+
+
+def test_the_same_kind_twice_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="format"):
+        score_all([Format(), Format(weight=2)], make_sample())
+
+
+def test_a_bug_of_ours_is_not_swallowed() -> None:
+    class Broken(Reward):
+        kind: str = "broken"
+
+        def score(self, sample: Sample) -> float:
+            raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        score_all([Broken()], make_sample())
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.characters()), tokens=st.integers(0, 300))
+def test_no_text_makes_a_reward_raise_or_leave_its_range(text: str, tokens: int) -> None:
+    gold = json.dumps({"numbers": [3, 5, 4], "target": 8})
+    sample = make_sample(
+        f"<think> {text} </think><answer> {text} </answer>",
+        num_tokens=tokens,
+        answer=gold,
+        checker="countdown",
+    )
+    parts = score_all([reward() for reward in REWARDS.values()], sample)
+    assert all(part is None or -1.0 <= part <= 1.0 for kind, part in parts.items() if kind != "reward")

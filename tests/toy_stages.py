@@ -1,0 +1,86 @@
+"""Three toy stages that make a data set, a checkpoint and metrics in milliseconds; as a script, the CLI with them."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.errors import DataError
+from pipeline.refs import CHECKPOINT, DATASET, METRICS, CheckpointRef, DatasetRef
+from pipeline.stage import Inputs, Runtime, Stage, Workdir
+
+
+class Count(Stage):
+    """Makes rows 1..n; can be told to fail, to be killed once, or to be slow."""
+
+    kind: ClassVar[str] = "count"
+    makes: ClassVar[str] = DATASET
+    n: int = 3
+    trouble: Runtime[str] = ""
+    pause_s: Runtime[float] = 0.0
+
+    def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
+        tries = work.path / "tries"
+        tries.write_text(_old(tries) + "x")
+        if self.trouble == "data":
+            raise DataError("the toy has no rows", hint="give it some")
+        if self.trouble == "bug":
+            raise KeyError("a bug")
+        if self.trouble == "killed" and len(tries.read_text()) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        for step in range(self.n):
+            work.progress(step + 1, self.n, "counting")
+            time.sleep(self.pause_s)
+        work.write_jsonl("rows.jsonl", ({"number": str(i + 1)} for i in range(self.n)))
+        return {"rows": self.n}
+
+
+class Sum(Stage):
+    """A checkpoint that remembers the sum of its data."""
+
+    kind: ClassVar[str] = "sum"
+    makes: ClassVar[str] = CHECKPOINT
+    data: DatasetRef
+    rate: float = 1.0
+
+    def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
+        total = sum(int(row["number"]) for row in inputs.rows("data")) * self.rate
+        work.write_json("config.json", {"total": total})
+        return {"total": total}
+
+
+class Look(Stage):
+    """Metrics of a checkpoint."""
+
+    kind: ClassVar[str] = "look"
+    makes: ClassVar[str] = METRICS
+    model: CheckpointRef
+
+    def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
+        with open(f"{inputs.checkpoint('model').path}/config.json") as file:
+            total = json.load(file)["total"]
+        metrics = {"pass_at_1": {"value": total, "ci95": [total, total], "n": 1}}
+        work.write_json("metrics.json", metrics)
+        return metrics
+
+
+TOYS = {cls.kind: cls for cls in (Count, Sum, Look)}
+
+
+def _old(path: Any) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+if __name__ == "__main__":
+    # The command line with the toys in it: what tests start where a process of its own is needed.
+    from pipeline import recipe, runner
+    from pipeline.cli import main
+    from stages import STAGES
+
+    STAGES.update(TOYS)
+    recipe.CONFIGS = Path(os.environ["R1_TOY_CONFIGS"])
+    runner.WORKER = [sys.executable, __file__, "_stage"]
+    sys.exit(main(sys.argv[1:]))
