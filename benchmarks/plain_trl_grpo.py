@@ -5,7 +5,7 @@ batches. Makes one JSON object (printed, and written to --out): seconds per step
 peak memory, rewards, and whether memory ran out. Nothing is saved of the model.
 
     python benchmarks/plain_trl_grpo.py --model models/mini-base --template mini --lora-rank 0 \\
-        --problems card:mini_sums/train --num-problems 32 --num-generations 8 --max-completion-length 64
+        --problems card:mini_arithmetic/train --num-problems 32 --num-generations 8 --max-completion-length 64
     python benchmarks/plain_trl_grpo.py --model models/smollm2-135m --vllm --micro-batch-rows 64 \\
         --problems card:gsm8k/train --num-problems 64 --num-generations 16 --max-completion-length 256
 
@@ -41,11 +41,9 @@ CUDA = torch.cuda.is_available()
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--problems", required=True, help="a card, e.g. card:gsm8k/train")
+    parser.add_argument("--problems", required=True, nargs="+", help="cards, e.g. card:gsm8k/train")
     parser.add_argument("--template", default="chat", choices=TEMPLATES)
     parser.add_argument("--rewards", nargs="+", default=["accuracy=1", "format=1"], metavar="KIND=WEIGHT")
     parser.add_argument("--num-problems", type=int, default=32, help="prompts per step (P)")
@@ -58,9 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vllm", action="store_true", help="vLLM in the same process (colocate)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
-    parser.add_argument(
-        "--trl", nargs="+", default=[], metavar="KEY=VALUE", help="more options of GRPOConfig"
-    )
+    parser.add_argument("--trl", nargs="+", default=[], metavar="KEY=VALUE", help="more options of GRPOConfig")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     if chosen.num_problems * chosen.num_generations % chosen.micro_batch_rows:
@@ -114,9 +110,7 @@ def dataset(problems: list[Row], template: Template, tokenizer: Any) -> Dataset:
 class Scores:
     """Our rewards as one TRL reward function; keeps what each step gave."""
 
-    def __init__(
-        self, rewards: Sequence[Reward], template: Template, ends: set[int], max_tokens: int
-    ) -> None:
+    def __init__(self, rewards: Sequence[Reward], template: Template, ends: set[int], max_tokens: int) -> None:
         self.rewards, self.template, self.ends, self.max_tokens = rewards, template, ends, max_tokens
         self.steps: list[dict[str, float]] = []
         self.__name__ = "our_rewards"  # TRL logs a reward by this name
@@ -197,11 +191,12 @@ def until_done_or_full(train: Callable[[], Any]) -> str | None:
     return None
 
 
-def trainer(
-    chosen: argparse.Namespace, scores: Scores, clock: StepClock, tokenizer: Any, folder: str
-) -> GRPOTrainer:
-    address = parse_card_ref(chosen.problems)
-    problems = load_card(address.name).rows(address.split or "train", address.config, seed=chosen.seed)
+def trainer(chosen: argparse.Namespace, scores: Scores, clock: StepClock, tokenizer: Any, folder: str) -> GRPOTrainer:
+    problems = [
+        row
+        for card in map(parse_card_ref, chosen.problems)
+        for row in load_card(card.name).rows(card.split or "train", card.config, seed=chosen.seed)
+    ]
     lora = LoraConfig(
         r=chosen.lora_rank,
         lora_alpha=2 * chosen.lora_rank,
@@ -226,9 +221,7 @@ def result(
     settled = seconds[1:] or seconds
     tokens = [step["tokens"] for step in scores.steps[: len(seconds)]][-len(settled) :]
     return {
-        "settings": {
-            key: str(value) if isinstance(value, Path) else value for key, value in vars(chosen).items()
-        },
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(chosen).items()},
         "device": torch.cuda.get_device_name() if CUDA else f"cpu, {torch.get_num_threads()} threads",
         "steps_done": len(seconds),
         "out_of_memory": out_of_memory,

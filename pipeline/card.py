@@ -224,9 +224,7 @@ class Card:
         if not self._generates(config) and not self._files(split, config) and not self.block.hub:
             raise DataError(f"card {self.name}: R1_DATA is not set", self._mirror_hint(split))
 
-    def rows(
-        self, split: str, config: str | None = None, limit: int | None = None, seed: int = 0
-    ) -> list[Row]:
+    def rows(self, split: str, config: str | None = None, limit: int | None = None, seed: int = 0) -> list[Row]:
         """Rows of one split in an order that `seed` fixes; a smaller `limit` gives the beginning of a larger.
 
         Rows without a usable gold are dropped and counted in a warning. Raises CardError (the card is wrong)
@@ -331,9 +329,7 @@ class Card:
         lacks = [column for column in COLUMNS[shape] if not isinstance(row.get(column), str)]
         extra = [column for column in row if column not in COLUMNS[shape]]
         if lacks or extra:
-            what = (
-                f"without text in {', '.join(lacks)}" if lacks else f"with more columns: {', '.join(extra)}"
-            )
+            what = f"without text in {', '.join(lacks)}" if lacks else f"with more columns: {', '.join(extra)}"
             hint = f"mend `columns`, `constants` or prepare.py in {self.folder}"
             raise CardError(f"card {self.name} gives a {shape} row {what}", hint)
         return {column: row[column] for column in COLUMNS[shape]}
@@ -341,9 +337,7 @@ class Card:
     def _check_left(self, split: str, config: str | None, left: int, found: int) -> None:
         where = f"card {self.name}, split '{split}'" + (f", config '{config}'" if config else "")
         if not found:
-            raise DataError(
-                f"{where}: the data set is empty", f"look at its source, {self._whence(split, config)}"
-            )
+            raise DataError(f"{where}: the data set is empty", f"look at its source, {self._whence(split, config)}")
         if not left:
             hint = f"see {self.folder / 'README.md'}"
             raise DataError(f"{where}: none of its {found} rows has a usable gold answer", hint)
@@ -359,9 +353,7 @@ class Card:
     def _hook(self, function: str) -> Any:
         module = _prepare_module(self.folder / "prepare.py")
         if not hasattr(module, function):
-            raise CardError(
-                f"card {self.name}: prepare.py has no function '{function}'", "see pipeline/card.py"
-            )
+            raise CardError(f"card {self.name}: prepare.py has no function '{function}'", "see pipeline/card.py")
         return getattr(module, function)
 
 
@@ -434,9 +426,7 @@ def load_card(name: str) -> Card:
         if readme.exists():
             front = _front_matter(readme)
             return Card(readme.parent, front, _read_block(readme, front["r1"]))
-    raise CardError(
-        f"there is no data card '{name}'{did_you_mean(name, list_cards())}", "make cards lists them"
-    )
+    raise CardError(f"there is no data card '{name}'{did_you_mean(name, list_cards())}", "make cards lists them")
 
 
 def _front_matter(readme: Path) -> dict[str, Any]:
@@ -446,9 +436,7 @@ def _front_matter(readme: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise CardError(f"{readme}: its front matter is not YAML", str(error)) from error
     if not isinstance(front, dict) or "r1" not in front:
-        raise CardError(
-            f"{readme} has no `r1:` block in its front matter", "see pipeline/card.py for its form"
-        )
+        raise CardError(f"{readme} has no `r1:` block in its front matter", "see pipeline/card.py for its form")
     return front
 
 

@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "stage":
             verb.add_argument("--stage", required=True, help="the stage to make; what it rests on must be done")
         if name in ("run", "stage"):
-            verb.add_argument("--rebuild", action="append", default=[], help="make this stage and what rests on it again")
+            verb.add_argument(
+                "--rebuild", action="append", default=[], help="make this stage and what rests on it again"
+            )
             verb.add_argument("--engine", default=os.environ.get("ENGINE") or "prefect", help="prefect or plain")
     report = verbs.add_parser("report", help="write a run's report again")
     report.add_argument("run")

@@ -38,7 +38,7 @@ class ConfigError(PipelineError):
     """A recipe, scale, stage setting or command-line argument is wrong."""
 
 
-class ReferenceError(PipelineError):  # noqa: A001 - the field's word; the builtin of this name is about weakrefs
+class ReferenceError(PipelineError):
     """A reference leads nowhere, or to the wrong kind of artifact."""
 
 

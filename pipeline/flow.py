@@ -153,7 +153,17 @@ def _free_port() -> int:
 
 def _start(port: int, log: Any) -> "subprocess.Popen[bytes]":
     factory = "prefect.server.api.server:create_app"
-    command = [sys.executable, "-m", "uvicorn", "--factory", factory, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--factory",
+        factory,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1"}
     return start_child([*command, "--log-level", "error"], log, environment)
 
@@ -163,7 +173,10 @@ def _wait_until_up(server: "subprocess.Popen[bytes]", port: int, home: Path) -> 
     while time.monotonic() < deadline:
         if server.poll() is not None:
             break
-        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health"):
+        with (
+            suppress(urllib.error.URLError, OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health"),
+        ):
             return
         time.sleep(0.2)
     raise RuntimeError(f"its server did not come up, see {home / 'server.log'}")

@@ -14,7 +14,8 @@ from pipeline.places import ROOT
 from pipeline.stage import Stage
 
 PACKAGES = (
-    "torch transformers peft trl accelerate datasets bitsandbytes math-verify vllm prefect tokenizers numpy".split()
+    *("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "vllm"),
+    *("datasets", "math-verify", "prefect", "tokenizers", "numpy"),
 )
 
 
@@ -42,7 +43,7 @@ def peak_memory() -> dict[str, float | None]:
 def _git() -> dict[str, Any]:
     def ask(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+        return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
         return {"commit": ask("rev-parse", "HEAD") or None, "dirty": bool(ask("status", "--porcelain"))}

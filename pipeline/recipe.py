@@ -8,7 +8,7 @@ A recipe says what (`configs/recipes/`), a scale says how big (`configs/scales/`
 configuration alone, so a plan needs no run.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -218,16 +218,11 @@ def identity(ref: Ref, known: Mapping[str, str]) -> str:
     """What a reference contributes to a fingerprint: the content it stands for, as far as it can be known now."""
     if ref.scheme == "stage":
         return known[ref.target]
-    return _outside_identity(ref.scheme)(ref.target)
-
-
-def _outside_identity(scheme: str) -> Callable[[str], str]:
-    return {
-        "run": lambda target: load(runs_folder() / target).fingerprint,
-        "card": _card_identity,
-        "hub": lambda target: f"hub:{target}",
-        "path": _path_identity,
-    }[scheme]
+    if ref.scheme == "run":
+        return load(runs_folder() / ref.target).fingerprint
+    if ref.scheme == "card":
+        return _card_identity(ref.target)
+    return _path_identity(ref.target) if ref.scheme == "path" else str(ref)
 
 
 def _card_identity(target: str) -> str:

@@ -57,9 +57,7 @@ PAPER_TABLE = (
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_SHOWN_CHARACTERS = 6000  # of one completion
-MARKS = re.compile(
-    r"(</?[A-Za-z_]{1,20}>|<\|[^|<>]{1,40}\|>)"
-)  # whatever looks like a tag or a special token
+MARKS = re.compile(r"(</?[A-Za-z_]{1,20}>|<\|[^|<>]{1,40}\|>)")  # whatever looks like a tag or a special token
 # Control characters become their pictures (U+2400 ...), characters that turn the direction of writing their
 # number, lone surrogates (which UTF-8 cannot hold) the sign for a character that could not be read.
 VISIBLE: dict[int, int | str] = {
@@ -92,9 +90,7 @@ def summary_line(run_dir: Path) -> str:
 def save_curve_png(run_dir: Path, path: Path, stage: str | None = None) -> None:
     """Draws pass@1 and response length over the steps of `stage` (default: the first that logged pass@1)."""
     run = read_run(run_dir)
-    chosen = next(
-        (s for s in run.stages if s.name == stage or (stage is None and "pass_at_1" in s.curves)), None
-    )
+    chosen = next((s for s in run.stages if s.name == stage or (stage is None and "pass_at_1" in s.curves)), None)
     if chosen is None or not chosen.curves:
         raise ArtifactError(
             f"{run_dir} has no learning curve of {stage or 'any stage'}", hint="`make plan` shows the stages"
@@ -119,9 +115,7 @@ def learned(run: Run) -> str:
         return f"Held-out pass@1 of {first.measured} is {value}; no other model has been measured yet."
     sentence = _change("Held-out pass@1", "pass_at_1", first, last, ("rose", "fell"))
     if first.value("mean_response_tokens") and last.value("mean_response_tokens"):
-        sentence += "; " + _change(
-            "the mean response", "mean_response_tokens", first, last, ("grew", "shrank")
-        )
+        sentence += "; " + _change("the mean response", "mean_response_tokens", first, last, ("grew", "shrank"))
     return sentence + "."
 
 
@@ -147,9 +141,7 @@ def comparison_notes(run: Run) -> list[str]:
     for stage in evaluations[1:]:
         if differing := _differences(_conditions(evaluations[0]), _conditions(stage)):
             names = ", ".join(differing)
-            notes.append(
-                f"{stage.name} differs from {evaluations[0].name} in {names}: compare them with care."
-            )
+            notes.append(f"{stage.name} differs from {evaluations[0].name} in {names}: compare them with care.")
     return notes
 
 
@@ -169,9 +161,7 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def _format(metric: str, value: float | None) -> str:
     if value is None:
         return "–"
-    if (
-        METRICS[metric].share and 0 <= value <= 1
-    ):  # a reward model's score may lie outside and is shown as it is
+    if METRICS[metric].share and 0 <= value <= 1:  # a reward model's score may lie outside and is shown as it is
         return f"{100 * value:.1f} %"
     return f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}"
 
@@ -240,10 +230,7 @@ def _best(measures: Sequence[Measure], better: int) -> int | None:
 def tables_by_domain(evaluations: Sequence[StageRecord]) -> list[tuple[str, list[dict[str, Any]]]]:
     """(domain, rows) for every domain that some model was measured in, in the order of first appearance."""
     domains = dict.fromkeys(domain for stage in evaluations for domain in stage.by_domain)
-    return [
-        (domain, metric_rows([stage.by_domain.get(domain, {}) for stage in evaluations]))
-        for domain in domains
-    ]
+    return [(domain, metric_rows([stage.by_domain.get(domain, {}) for stage in evaluations])) for domain in domains]
 
 
 def samples(run: Run) -> list[dict[str, Any]]:
@@ -304,9 +291,7 @@ def _pick(pairs: Mapping[str, Pair], num: int = 3) -> list[str]:
 
 
 def _sample(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
-    shown = {
-        name: visible(str(new.get(name, ""))) for name in ("id", "prompt", "answer", "domain", "language")
-    }
+    shown = {name: visible(str(new.get(name, ""))) for name in ("id", "prompt", "answer", "domain", "language")}
     return {**shown, "before": _shown(old) if old else None, "after": _shown(new)}
 
 
@@ -338,9 +323,7 @@ def lineage_nodes(run: Run) -> list[report_plots.Node]:
     made = [stage for stage in run.stages if stage.kind != "evaluate"]
     parents = {stage.name: _parents(stage) for stage in made}
     outside = dict.fromkeys(ref for refs in parents.values() for ref in refs if not ref.startswith("stage:"))
-    nodes = [
-        report_plots.Node(ref, _short_ref(ref), ("from outside", *_box_score(run, ref))) for ref in outside
-    ]
+    nodes = [report_plots.Node(ref, _short_ref(ref), ("from outside", *_box_score(run, ref))) for ref in outside]
     for stage in made:
         ref, done = f"stage:{stage.name}", stage.state.startswith("done")
         lines = (stage.kind, *(() if done else (stage.state,)), *_box_score(run, ref))
@@ -444,9 +427,7 @@ def _lineage_json(stage: StageRecord) -> dict[str, Any]:
 
 def _cost_json(run: Run) -> dict[str, Any]:
     fields = {"seconds", "peak_memory_gib", "peak_gpu_memory_gib"}
-    stages = {
-        s.name: s.manifest.model_dump(include=fields) for s in run.stages if s.manifest.seconds is not None
-    }
+    stages = {s.name: s.manifest.model_dump(include=fields) for s in run.stages if s.manifest.seconds is not None}
     return {"total_seconds": sum(cost["seconds"] for cost in stages.values()), "stages": stages}
 
 

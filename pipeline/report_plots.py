@@ -100,17 +100,11 @@ def _draw_panel(panel: Panel, series: Mapping[str, Curve]) -> Drawing:
     axes = figure.add_axes((0.145, 0.12, 0.835, 0.84))
     colours = [SERIES[number % len(SERIES)] for number in range(len(series))]
     for (label, points), colour in zip(series.items(), colours, strict=True):
-        _draw_series(
-            axes, points, colour, factor=100 if panel.percent else 1, thick=label == SERIES_LABELS["reward"]
-        )
+        _draw_series(axes, points, colour, factor=100 if panel.percent else 1, thick=label == SERIES_LABELS["reward"])
     if panel.percent:
         axes.set_ylim(0, min(101.5, axes.get_ylim()[1]))
     _dress(axes)
-    legend = (
-        tuple(zip(series, (CSS_COLOURS[colour] for colour in colours), strict=True))
-        if len(series) > 1
-        else ()
-    )
+    legend = tuple(zip(series, (CSS_COLOURS[colour] for colour in colours), strict=True)) if len(series) > 1 else ()
     return Drawing(panel.title, panel.unit, _svg(figure, panel.title), legend)
 
 
@@ -168,16 +162,10 @@ def _columns(nodes: Sequence[Node]) -> dict[str, tuple[int, float]]:
     """Reference -> (column, row): one column right of the farthest parent, every column centred."""
     column: dict[str, int] = {}
     for node in nodes:  # a parent stands before its children in a recipe
-        column[node.ref] = 1 + max(
-            (column[parent] for parent in node.parents if parent in column), default=-1
-        )
+        column[node.ref] = 1 + max((column[parent] for parent in node.parents if parent in column), default=-1)
     members = {c: [node.ref for node in nodes if column[node.ref] == c] for c in column.values()}
     tallest = max(len(names) for names in members.values())
-    return {
-        ref: (c, row + (tallest - len(names)) / 2)
-        for c, names in members.items()
-        for row, ref in enumerate(names)
-    }
+    return {ref: (c, row + (tallest - len(names)) / 2) for c, names in members.items() for row, ref in enumerate(names)}
 
 
 def _draw_node(axes: Any, node: Node, place: tuple[int, float]) -> None:
@@ -195,9 +183,7 @@ def _draw_node(axes: Any, node: Node, place: tuple[int, float]) -> None:
     for number, line in enumerate((node.name, *node.lines)):
         top = y + (number - len(node.lines) / 2) * 0.21
         bold = {"fontweight": "bold"} if number == 0 else {"alpha": 0.75}
-        axes.text(
-            x, top, line[:26], ha="center", va="center", fontsize=7, color=INK, parse_math=False, **bold
-        )
+        axes.text(x, top, line[:26], ha="center", va="center", fontsize=7, color=INK, parse_math=False, **bold)
 
 
 def _draw_arrow(axes: Any, start: tuple[int, float], end: tuple[int, float]) -> None:
@@ -243,9 +229,7 @@ def save_learning_picture(
         for number, (metric, label, factor, colour) in enumerate(panels, start=1):
             axes = figure.add_subplot(1, 2, number)
             axes.set_title(label)
-            _draw_learning(
-                axes, curves.get(metric, []), (before.get(metric), after.get(metric)), factor, colour
-            )
+            _draw_learning(axes, curves.get(metric, []), (before.get(metric), after.get(metric)), factor, colour)
         figure.tight_layout()
         figure.savefig(path, format="png", dpi=160)
 

@@ -48,9 +48,7 @@ class Measure:
         """From `{"value", "ci95", "n"}` or a bare number; NaN, infinities and text count as not measured."""
         record = raw if isinstance(raw, dict) else {"value": raw}
         bounds = record.get("ci95")
-        ends = (
-            [finite(bound) for bound in bounds] if isinstance(bounds, list) and len(bounds) == 2 else [None]
-        )
+        ends = [finite(bound) for bound in bounds] if isinstance(bounds, list) and len(bounds) == 2 else [None]
         n = finite(record.get("n"))
         low_high = None if None in ends else (ends[0], ends[1])
         return cls(finite(record.get("value")), low_high, None if n is None else int(n))  # type: ignore[arg-type]
@@ -186,9 +184,7 @@ def read_run(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Run
     recipe = _read_object(run_dir / "recipe.json", notes) or {}
     planned = recipe.get("stages")
     if not isinstance(planned, dict):
-        notes.append(
-            f"{run_dir / 'recipe.json'} names no stages: the stages are the folders that were found."
-        )
+        notes.append(f"{run_dir / 'recipe.json'} names no stages: the stages are the folders that were found.")
         planned = _found_stages(run_dir)
     stages = [
         _read_stage(run_dir, name, settings, (plan_states or {}).get(name), notes)
@@ -297,9 +293,7 @@ def _partial_state(partial: Path, notes: list[str]) -> str:
     step, total = finite(progress.get("step")), finite(progress.get("total"))
     where = "" if step is None or total is None else f"step {step:.0f} of {total:.0f}"
     if error and error.get("type") != "Interrupted":
-        notes.append(
-            f"{partial.stem} failed: {error.get('message')} (next: {error.get('hint') or 'run it again'})"
-        )
+        notes.append(f"{partial.stem} failed: {error.get('message')} (next: {error.get('hint') or 'run it again'})")
         return f"failed at {where}" if where else "failed"
     if not error and _touched_lately(partial):
         return f"running, {where}" if where else "running"

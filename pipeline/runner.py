@@ -31,8 +31,6 @@ from pipeline.recipe import Recipe
 from pipeline.settings import did_you_mean
 
 WORKER = [sys.executable, "-m", "pipeline", "_stage"]
-# Threads that wait for each other by spinning slow a stage down tenfold where another program wants a core too.
-CALM = {"OMP_WAIT_POLICY": "PASSIVE"}
 GRACE_S = 60.0
 LEAST_ROOM = 64 * 2**20
 
@@ -93,7 +91,7 @@ def run_in_process(recipe: Recipe, name: str, watch: Watch) -> Artifact:
     log = recipe.folder / f"{name}.log"
     command = [*WORKER, str(recipe.folder), name]
     with log.open("ab") as output:
-        child = start_child(command, output, CALM | os.environ)
+        child = start_child(command, output)
     try:
         _wait(child, partial, lambda progress: watch(name, progress))
     except BaseException:

@@ -88,7 +88,12 @@ class Stage(BaseModel, ABC):
 
     def fingerprint(self, identities: Mapping[str, list[str]]) -> str:
         """Names the result: kind, version, settings and the identity of every input, field by field."""
-        record = {"kind": self.kind, "version": self.version, "settings": self.settings(), "inputs": identities}
+        record = {
+            "kind": self.kind,
+            "version": self.version,
+            "settings": self.settings(),
+            "inputs": identities,
+        }
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -29,7 +29,9 @@ def run_one(run_dir: Path, name: str) -> Artifact:
         _tell(partial, error)
         raise
     except OSError as error:
-        told = ResourceError(f"{error.strerror}: {error.filename or partial}", hint="mend that; the same command resumes")
+        told = ResourceError(
+            f"{error.strerror}: {error.filename or partial}", hint="mend that; the same command resumes"
+        )
         _tell(partial, told)
         raise told from error
 

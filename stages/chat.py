@@ -33,8 +33,7 @@ _END_OF_TURN = re.compile(
 )
 
 _SYSTEM = (
-    "First reason about the problem inside <think> </think>, then give only the final answer inside "
-    "<answer> </answer>."
+    "First reason about the problem inside <think> </think>, then give only the final answer inside <answer> </answer>."
 )
 _R1_ZERO = (
     "Below, a User and an Assistant talk. The User asks a question and the Assistant answers it. "

@@ -48,9 +48,7 @@ class Evaluate(SamplingStage):
     num_problems: int | None = Field(500, ge=1, description="at most so many from each reference; null = all")
     num_samples: int = Field(1, ge=1, description="responses to each problem")
     k: int | None = Field(None, ge=1, description="the k of pass_at_k; null = num_samples")
-    part_size: Runtime[int] = Field(
-        256, ge=1, description="problems after which results are kept for a resume"
-    )
+    part_size: Runtime[int] = Field(256, ge=1, description="problems after which results are kept for a resume")
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Writes the files named in the module docstring; returns what `metrics.json` holds."""
@@ -94,11 +92,7 @@ class Evaluate(SamplingStage):
         seed = self.seed * 1_000_003 + start
         sampling = Sampling(self.temperature, self.top_p, self.max_completion_length, seed, self.stop)
         groups = sampler.generate(self.prompts(problems, tokenizer), self.num_samples, sampling)
-        pairs = [
-            (problem, completion)
-            for problem, group in zip(problems, groups, strict=True)
-            for completion in group
-        ]
+        pairs = [(problem, completion) for problem, group in zip(problems, groups, strict=True) for completion in group]
         return self.judge(pairs)
 
     def judge(self, pairs: "Sequence[tuple[Row, Completion]]") -> list[Row]:
@@ -153,14 +147,10 @@ def measure(rows: Sequence[Row], k: int) -> dict[str, dict[str, Any]]:
     everything = _by_problem(rows)
     values: dict[str, list[float]] = {
         "pass_at_1": _means(reasoning, "right"),
-        "pass_at_k": [pass_at_k(len(group), sum(r["right"] for r in group), k) for group in reasoning]
-        if k > 1
-        else [],
+        "pass_at_k": [pass_at_k(len(group), sum(r["right"] for r in group), k) for group in reasoning] if k > 1 else [],
         "format_rate": _means(everything, "well_formed"),
         "language_consistency": _means(everything, "language_share"),
-        "instruction_following": _means(
-            _by_problem(row for row in judged if row["domain"] == GENERAL), "right"
-        ),
+        "instruction_following": _means(_by_problem(row for row in judged if row["domain"] == GENERAL), "right"),
         "harmlessness": _means(_by_problem(row for row in judged if row["domain"] == SAFETY), "right"),
         "mean_response_tokens": _means(everything, "tokens"),
         "truncated_rate": _means(everything, "truncated"),
@@ -179,9 +169,7 @@ def with_interval(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
     import numpy as np  # here, so that `make plan` need not wait for it
 
     data = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(
-        0, len(data), size=(NUM_RESAMPLES, len(data)), dtype=np.int32
-    )
+    drawn = np.random.default_rng(seed).integers(0, len(data), size=(NUM_RESAMPLES, len(data)), dtype=np.int32)
     low, high = np.percentile(data[drawn].mean(axis=1), [2.5, 97.5])
     return {"value": float(data.mean()), "ci95": [float(low), float(high)], "n": len(data)}
 

@@ -56,9 +56,7 @@ class GRPO(SamplingStage):
 
     learning_rate: float = Field(1e-5, gt=0)
     lr_scheduler_type: str = "constant_with_warmup"
-    warmup_ratio: float = Field(
-        0.0, ge=0, lt=1, description="share of the steps in which the rate rises to its value"
-    )
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises to its value")
     optim: str = "adamw_torch_fused"
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -69,29 +67,21 @@ class GRPO(SamplingStage):
     beta: float = Field(0.0, ge=0, description="weight of the KL term that ties the policy to the reference")
     epsilon: float = Field(0.2, ge=0, description="clipping of the importance ratio, below")
     epsilon_high: float | None = Field(None, ge=0, description="clipping above; null = like epsilon")
-    delta: float | None = Field(
-        None, gt=1, description="upper bound of the ratio for negative advantages; null = none"
-    )
+    delta: float | None = Field(None, gt=1, description="upper bound of the ratio for negative advantages; null = none")
     importance_sampling_level: Literal["token", "sequence"] = "token"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     mask_truncated_completions: bool = Field(False, description="leave cut-off responses out of the loss")
     num_iterations: int = Field(1, ge=1, description="updates on each batch of responses")
-    ref_model_sync_steps: int = Field(
-        0, ge=0, description="steps between refreshes of the KL reference; 0 = never"
-    )
+    ref_model_sync_steps: int = Field(0, ge=0, description="steps between refreshes of the KL reference; 0 = never")
 
     lora: Lora | None = Field(None, description="train an adapter; null = all weights")
     quantization: Literal["nf4"] | None = Field(None, description="keep the frozen weights in 4 bits (QLoRA)")
-    trl: dict[str, Any] = Field(
-        default_factory=dict, description="further settings of TRL's GRPOConfig, by its names"
-    )
+    trl: dict[str, Any] = Field(default_factory=dict, description="further settings of TRL's GRPOConfig, by its names")
 
     token_budget: Runtime[int | Literal["auto"]] = Field(
         "auto", description="tokens of a micro-batch, padding included"
     )
-    gradient_checkpointing: Runtime[bool] = Field(
-        False, description="recompute activations: less memory, slower"
-    )
+    gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
     save_steps: Runtime[int] = Field(20, ge=1, description="steps between checkpoints to resume from")
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
@@ -145,8 +135,4 @@ def closing_means(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Means of the headline curves over the last tenth of the steps."""
     last = rows[-max(1, len(rows) // 10) :]
     names = ("reward", "pass_at_1", "mean_response_tokens", "step_seconds")
-    return {
-        name: fmean(row[name] for row in last)
-        for name in names
-        if all(row.get(name) is not None for row in last)
-    }
+    return {name: fmean(row[name] for row in last) for name in names if all(row.get(name) is not None for row in last)}

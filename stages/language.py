@@ -44,9 +44,7 @@ def language_share(text: str, language: str) -> float | None:
             f"no script is known for the language {language!r}; known: {', '.join(LANGUAGES)}",
             hint="fix the column `language` in the data card",
         )
-    kinds = [
-        match.lastgroup for match in _WORD.finditer(_LATEX_COMMAND.sub(" ", text)) if not _is_neutral(match)
-    ]
+    kinds = [match.lastgroup for match in _WORD.finditer(_LATEX_COMMAND.sub(" ", text)) if not _is_neutral(match)]
     return kinds.count(language) / len(kinds) if kinds else None
 
 

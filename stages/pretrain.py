@@ -32,9 +32,7 @@ class Architecture(BaseModel):
     num_hidden_layers: int = Field(4, ge=1)
     num_attention_heads: int = Field(4, ge=1)
     num_key_value_heads: int = Field(4, ge=1)
-    max_position_embeddings: int = Field(
-        256, ge=16, description="longest text in tokens, prompt and response"
-    )
+    max_position_embeddings: int = Field(256, ge=16, description="longest text in tokens, prompt and response")
 
 
 class Pretrain(Stage):
@@ -43,9 +41,7 @@ class Pretrain(Stage):
     kind: ClassVar[str] = "pretrain"
     makes: ClassVar[str] = CHECKPOINT
 
-    text: DatasetRef = Field(
-        Ref("card", "mini_text"), description="what to read: rows with the column `text`"
-    )
+    text: DatasetRef = Field(Ref("card", "mini_text"), description="what to read: rows with the column `text`")
     num_texts: int = Field(600_000, ge=1, description="documents to read from the reference")
     architecture: Architecture = Architecture()
     whole_words: tuple[str, ...] = Field(
@@ -59,9 +55,7 @@ class Pretrain(Stage):
     warmup_steps: int = Field(100, ge=1)
     weight_decay: float = Field(0.1, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="float32 (TF32 on CUDA) or bf16 autocast"
-    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="float32 (TF32 on CUDA) or bf16 autocast")
     device: Runtime[Literal["auto", "cpu", "cuda"]] = "auto"
     log_steps: Runtime[int] = Field(50, ge=1)
     save_steps: Runtime[int] = Field(500, ge=1, description="steps between checkpoints to resume from")

@@ -31,17 +31,11 @@ class Vllm(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gpu_memory_utilization: float = Field(
-        0.4, gt=0, le=1, description="share of the GPU for vLLM's weights and cache"
-    )
-    max_model_len: int | None = Field(
-        None, ge=1, description="longest prompt and response; null = what is needed"
-    )
+    gpu_memory_utilization: float = Field(0.4, gt=0, le=1, description="share of the GPU for vLLM's weights and cache")
+    max_model_len: int | None = Field(None, ge=1, description="longest prompt and response; null = what is needed")
     attention_backend: str | None = Field(None, description="e.g. FLASH_ATTN; null = vLLM chooses")
     enforce_eager: bool = Field(False, description="no CUDA graphs: starts sooner, samples slower")
-    url: str = Field(
-        "http://127.0.0.1:8000", description="where `vllm serve` listens, for sampler: vllm_server"
-    )
+    url: str = Field("http://127.0.0.1:8000", description="where `vllm serve` listens, for sampler: vllm_server")
 
 
 class SamplingStage(Stage, ABC):

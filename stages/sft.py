@@ -32,21 +32,15 @@ class SFT(Stage):
     demos: list[DatasetRef] = Field(description="prompts with the responses to learn")
     num_demos: int | None = Field(None, ge=1, description="at most so many from each reference; null = all")
     template: Template = Field("r1_zero", description="how a demo becomes a prompt (stages/chat.py)")
-    max_length: int = Field(
-        1024, ge=2, description="tokens of prompt and response; longer demos are left out"
-    )
+    max_length: int = Field(1024, ge=2, description="tokens of prompt and response; longer demos are left out")
 
     num_train_epochs: int = Field(2, ge=1, description="times each demo is seen")
     max_steps: int | None = Field(None, ge=1, description="updates of the model; null = as the epochs need")
     batch_size: int = Field(64, ge=1, description="demos in each step")
     learning_rate: float = Field(5e-5, gt=0)
     lr_scheduler_type: str = "cosine_with_min_lr"
-    min_lr_rate: float = Field(
-        0.1, ge=0, le=1, description="where the cosine ends, as a share of the learning rate"
-    )
-    warmup_ratio: float = Field(
-        0.0, ge=0, lt=1, description="share of the steps in which the rate rises to its value"
-    )
+    min_lr_rate: float = Field(0.1, ge=0, le=1, description="where the cosine ends, as a share of the learning rate")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises to its value")
     optim: str = "adamw_torch_fused"
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -56,17 +50,13 @@ class SFT(Stage):
 
     lora: Lora | None = Field(None, description="train an adapter; null = all weights")
     quantization: Literal["nf4"] | None = Field(None, description="keep the frozen weights in 4 bits (QLoRA)")
-    trl: dict[str, Any] = Field(
-        default_factory=dict, description="further settings of TRL's SFTConfig, by its names"
-    )
+    trl: dict[str, Any] = Field(default_factory=dict, description="further settings of TRL's SFTConfig, by its names")
 
     device: Runtime[Literal["auto", "cpu", "cuda"]] = "auto"
     token_budget: Runtime[int | Literal["auto"]] = Field(
         "auto", description="tokens of a micro-batch, padding included"
     )
-    gradient_checkpointing: Runtime[bool] = Field(
-        False, description="recompute activations: less memory, slower"
-    )
+    gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
     save_steps: Runtime[int] = Field(50, ge=1, description="steps between checkpoints to resume from")
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:

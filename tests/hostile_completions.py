@@ -46,9 +46,7 @@ HONEST = [
         RIGHT,
         {"commas": "1,000,000", "LaTeX spaces": r"1\,000\,000", "braces": "1{,}000{,}000"},
     ),
-    *_answers(
-        "math", "-1/2", RIGHT, {"fraction": r"-\frac{1}{2}", "decimal": "-0.5", "Unicode minus": "−1/2"}
-    ),
+    *_answers("math", "-1/2", RIGHT, {"fraction": r"-\frac{1}{2}", "decimal": "-0.5", "Unicode minus": "−1/2"}),
     *_answers("math", r"\sqrt{2}", RIGHT, {"by the library": "2^{1/2}", "spaces in LaTeX": r"\sqrt {2}"}),
     *_answers("math", r"\text{(C)}", RIGHT, {"letter": "C", "letter in brackets": "(C)"}),
     *_answers(
@@ -236,12 +234,8 @@ OTHER_CHECKERS: list[Row] = [
     *_answers("exact", "Paris", WRONG, {"two places": "Paris or London", "part": "Par"}),
     *_answers("exact", "-5", WRONG, {"sign lost": "5"}),
     ("exact without tags", "Paris!", "exact", "paris", RIGHT, False),
-    *_answers(
-        "instruction", '{"words": 3}', RIGHT, {"three words": "blue red green", "three characters": "蓝红绿"}
-    ),
-    *_answers(
-        "instruction", '{"words": 3}', WRONG, {"two words": "blue red", "dashes do not count": "blue - red -"}
-    ),
+    *_answers("instruction", '{"words": 3}', RIGHT, {"three words": "blue red green", "three characters": "蓝红绿"}),
+    *_answers("instruction", '{"words": 3}', WRONG, {"two words": "blue red", "dashes do not count": "blue - red -"}),
     *_answers("instruction", '{"case": "upper", "contains": "sea"}', RIGHT, {"capitals": "THE SEA IS WIDE"}),
     *_answers(
         "instruction",
@@ -291,9 +285,7 @@ OTHER_CHECKERS: list[Row] = [
         "gold_unusable",
         {"unknown task": "1"},
     ),
-    *_answers(
-        "reasoning_gym", '{"task": "chain_sum", "entry": {"answer": "7"}}', RIGHT, {"their scorer pays": "7"}
-    ),
+    *_answers("reasoning_gym", '{"task": "chain_sum", "entry": {"answer": "7"}}', RIGHT, {"their scorer pays": "7"}),
     *_answers(
         "reasoning_gym",
         '{"task": "chain_sum", "entry": {"answer": "7"}}',

@@ -80,9 +80,7 @@ def test_a_problem_stays_on_its_side_when_the_source_grows_or_is_reordered(toys:
 
 
 def test_the_same_question_in_other_spacing_and_case_has_the_same_id() -> None:
-    assert (
-        canonical_id("What  is 2 + 3?\n") == canonical_id("what is 2 + 3?") != canonical_id("what is 3 + 2?")
-    )
+    assert canonical_id("What  is 2 + 3?\n") == canonical_id("what is 2 + 3?") != canonical_id("what is 3 + 2?")
 
 
 def test_repeated_problems_are_given_once(toys: Toys) -> None:
@@ -97,9 +95,7 @@ def test_the_seed_fixes_the_order_and_a_limit_gives_its_beginning(toys: Toys) ->
     assert card.rows("train", limit=7, seed=1) != card.rows("train", limit=7, seed=2)
 
 
-def test_rows_without_a_usable_gold_are_dropped_and_counted(
-    toys: Toys, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_without_a_usable_gold_are_dropped_and_counted(toys: Toys, caplog: pytest.LogCaptureFixture) -> None:
     toys.source([*SUMS, {"question": "no answer?", "answer": " "}, {"question": "null?", "answer": None}])
     card = toys.card(holdout={})
     assert len(card.rows("train")) == len(SUMS)
@@ -149,9 +145,7 @@ def row(raw, config):
     return None if raw["answer"] == "3" else {"answer": raw["answer"] + "." + (config or "plain")}
 """
     card = toys.card(prepare=prepare, holdout={}, configs={"dotted": {}})
-    assert {row["answer"] for row in card.rows("train", "dotted")} == {
-        f"{n}.dotted" for n in range(39) if n != 3
-    }
+    assert {row["answer"] for row in card.rows("train", "dotted")} == {f"{n}.dotted" for n in range(39) if n != 3}
 
 
 def test_a_config_may_give_rows_of_another_shape_with_the_same_ids(toys: Toys) -> None:
@@ -180,9 +174,7 @@ def test_the_fingerprint_changes_with_the_data_and_with_the_block(toys: Toys) ->
     assert toys.card().fingerprint != first
 
 
-def test_without_a_mirror_the_revision_is_the_commit_on_the_hub(
-    toys: Toys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_mirror_the_revision_is_the_commit_on_the_hub(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("R1_DATA")
     assert toys.card(hub={"id": "org/sums", "revision": "a" * 40}).revision == "a" * 40
 
@@ -255,9 +247,7 @@ def test_a_readme_without_the_block_is_refused(toys: Toys) -> None:
 
 def test_an_unknown_split_and_an_unknown_config_name_those_there_are(toys: Toys) -> None:
     card = toys.card(configs={"demos": {}})
-    with pytest.raises(
-        CardError, match=r"no split 'evel' \(did you mean 'eval'\?\)\nhint: its splits: train, eval"
-    ):
+    with pytest.raises(CardError, match=r"no split 'evel' \(did you mean 'eval'\?\)\nhint: its splits: train, eval"):
         card.rows("evel")
     with pytest.raises(CardError, match=r"no config 'demo' \(did you mean 'demos'\?\)"):
         card.rows("train", "demo")
@@ -284,9 +274,7 @@ def test_an_empty_source_is_an_error(toys: Toys) -> None:
 
 def test_a_missing_mirror_file_names_the_folder_and_the_way_to_the_hub(toys: Toys) -> None:
     card = toys.card(hub={"id": "org/sums", "revision": "a" * 40}, mirror={"train": "gone.jsonl"})
-    with pytest.raises(
-        DataError, match=r"R1_DATA=.* has no gone.jsonl\nhint: .*unset R1_DATA to load org/sums"
-    ):
+    with pytest.raises(DataError, match=r"R1_DATA=.* has no gone.jsonl\nhint: .*unset R1_DATA to load org/sums"):
         card.rows("train")
 
 
@@ -323,9 +311,7 @@ def test_the_holdout_hash_spreads_evenly() -> None:
 
 
 @pytest.mark.parametrize("name", [folder.parent.name for folder in DATA_CARDS.glob("*/README.md")])
-def test_every_card_of_the_project_loads_and_is_a_dataset_card(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_card_of_the_project_loads_and_is_a_dataset_card(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("R1_DATA", raising=False)
     card = load_card(name)
     assert {"license", "language", "pretty_name", "size_categories"} <= card.front.keys()

@@ -20,9 +20,7 @@ MIRROR = Path(os.environ.get("R1_DATA") or ROOT.parent / "shared" / "data")
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Path:
     if not (MIRROR / "gsm8k" / "train.jsonl").exists():
-        pytest.skip(
-            f"no real data at {MIRROR}; set R1_DATA to a folder with gsm8k/train.jsonl and countdown/"
-        )
+        pytest.skip(f"no real data at {MIRROR}; set R1_DATA to a folder with gsm8k/train.jsonl and countdown/")
     monkeypatch.setenv("R1_DATA", str(MIRROR))
     return MIRROR
 
@@ -98,12 +96,8 @@ def test_generated_countdown_problems_can_be_solved() -> None:
 @pytest.mark.parametrize(("name", "config"), [("countdown", "generated3"), ("reasoning_gym", "chain_sum")])
 def test_generated_train_and_eval_are_apart_for_any_seeds(name: str, config: str) -> None:
     card = load_card(name)
-    train = ids(card.rows("train", config, limit=400, seed=0)) | ids(
-        card.rows("train", config, limit=400, seed=1)
-    )
-    held_out = ids(card.rows("eval", config, limit=200, seed=0)) | ids(
-        card.rows("eval", config, limit=200, seed=1)
-    )
+    train = ids(card.rows("train", config, limit=400, seed=0)) | ids(card.rows("train", config, limit=400, seed=1))
+    held_out = ids(card.rows("eval", config, limit=200, seed=0)) | ids(card.rows("eval", config, limit=200, seed=1))
     assert len(train) > 400  # another seed gives other problems
     assert not train & held_out
 

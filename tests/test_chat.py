@@ -58,9 +58,7 @@ def test_a_question_with_braces_and_percent_signs_reaches_the_prompt_unchanged(n
 
 
 def test_only_the_prefilled_template_ends_in_an_open_think_tag() -> None:
-    ends = {
-        name: template.prompt("?", ToyTokenizer()).endswith("<think>") for name, template in TEMPLATES.items()
-    }
+    ends = {name: template.prompt("?", ToyTokenizer()).endswith("<think>") for name, template in TEMPLATES.items()}
     assert ends == {name: template.prefilled for name, template in TEMPLATES.items()}
     assert any(ends.values())
 
@@ -125,11 +123,7 @@ def test_parse_never_raises_and_well_formed_means_one_of_each(text: str, prefill
 @settings(max_examples=100, deadline=None)
 @given(reasoning=st.text(st.characters(exclude_characters="<｜"), min_size=1), extra=TAG_SOUP)
 def test_nothing_inside_the_reasoning_changes_the_answer(reasoning: str, extra: str) -> None:
-    assert (
-        parse(f"<think> {extra} {reasoning}").answer is None
-        or "</think>" in extra
-        or "<|endoftext|>" in extra
-    )
+    assert parse(f"<think> {extra} {reasoning}").answer is None or "</think>" in extra or "<|endoftext|>" in extra
 
 
 @pytest.mark.parametrize(

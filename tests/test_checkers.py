@@ -48,9 +48,7 @@ def judge(row: Row) -> Verdict:
 
 def test_the_table_of_hostile_completions_covers_every_checker_and_is_large() -> None:
     assert {row[2] for row in ROWS} == set(CHECKERS)
-    assert len(ROWS) >= 150 and not [
-        name for name, times in Counter(row[0] for row in ROWS).items() if times > 1
-    ]
+    assert len(ROWS) >= 150 and not [name for name, times in Counter(row[0] for row in ROWS).items() if times > 1]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
@@ -108,9 +106,7 @@ def test_check_many_keeps_order_and_asks_a_repeated_question_once(monkeypatch: p
 
     monkeypatch.setattr("stages.rewards.checkers.ask_many", toy_ask_many)
     problem = make_problem("math", r"\sqrt{300} + q")
-    pairs = [(answer, problem) for answer in ("q+17.3", "q+17.2", "q+17.3")] + [
-        ("5", make_problem("math", "5"))
-    ]
+    pairs = [(answer, problem) for answer in ("q+17.3", "q+17.2", "q+17.3")] + [("5", make_problem("math", "5"))]
     assert check_many(pairs) == ["right", "wrong", "right", "right"]
     assert len(asked) == 2
 
@@ -166,9 +162,7 @@ def test_a_scorer_that_evaluates_text_runs_no_code(task: str, tmp_path: Path) ->
     attack = f"[open({str(planted)!r}, 'w').close()] + [__import__('os').system('touch {planted}')]"
     metadata = {"numbers": [3, 5], "target": 8, "variable": "x", "integrand": "3*x**2"}
     own = {"countdown": "3+5", "string_insertion": "AB", "simple_integration": "x**3 + C"}[task]
-    problem = make_problem(
-        "reasoning_gym", json.dumps({"task": task, "entry": {"answer": own, "metadata": metadata}})
-    )
+    problem = make_problem("reasoning_gym", json.dumps({"task": task, "entry": {"answer": own, "metadata": metadata}}))
     assert check(own, problem) is Verdict.right
     assert check(attack, problem) is not Verdict.right
     assert not planted.exists()
@@ -230,9 +224,7 @@ def assert_gone(pids: list[int]) -> None:
 def is_running(pid: int) -> bool:
     status = Path(f"/proc/{pid}/stat")
     try:
-        return (
-            status.read_text().rpartition(")")[2].split()[0] != "Z"
-        )  # a zombie waits for init, nothing runs
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"  # a zombie waits for init, nothing runs
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -295,12 +287,8 @@ def test_on_500_real_answers_we_agree_with_math_verify(name: str, yardstick: int
     if not path.exists():
         pytest.skip(f"REAL DATA MISSING: {path}; set R1_DATA to the folder with answer_pairs/")
     rows = json.loads(path.read_text())
-    verdicts = check_many(
-        [(parse(row["prediction"]).answer, make_problem("math", row["answer"])) for row in rows]
-    )
-    theirs = sandbox.ask_many(
-        [("math", row["answer"], parse(row["prediction"]).answer or "") for row in rows]
-    )
+    verdicts = check_many([(parse(row["prediction"]).answer, make_problem("math", row["answer"])) for row in rows])
+    theirs = sandbox.ask_many([("math", row["answer"], parse(row["prediction"]).answer or "") for row in rows])
     for row, ours, library in zip(rows, verdicts, theirs, strict=True):
         if ours != library:
             print(f"ours {ours}, math-verify {library}: gold {row['answer']!r}, answer {row['prediction']!r}")
@@ -318,9 +306,7 @@ def test_reasoning_gym_s_own_answers_are_right_and_others_wrong() -> None:
         for path in files
         for line in path.read_text().splitlines()[:5]
     ]
-    problems = [
-        make_problem("reasoning_gym", json.dumps({"task": task, "entry": entry})) for task, entry in rows
-    ]
+    problems = [make_problem("reasoning_gym", json.dumps({"task": task, "entry": entry})) for task, entry in rows]
     own = check_many([(entry["answer"], problem) for (_, entry), problem in zip(rows, problems, strict=True)])
     assert set(own) == {Verdict.right}
     assert Verdict.right not in check_many([("no such thing", problem) for problem in problems])

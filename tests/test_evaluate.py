@@ -57,9 +57,9 @@ def test_each_domain_feeds_its_own_figure() -> None:
     rows = judged(GOOD) + judged("blue", domain="general", answer="blue", checker="exact")
     rows += judged("I cannot help with that.", domain="safety", answer="refuse", checker="refusal")
     metrics = measure(rows, 1)
-    assert {
-        n: metrics[n]["n"] for n in ("pass_at_1", "instruction_following", "harmlessness")
-    } == dict.fromkeys(("pass_at_1", "instruction_following", "harmlessness"), 1)
+    assert {n: metrics[n]["n"] for n in ("pass_at_1", "instruction_following", "harmlessness")} == dict.fromkeys(
+        ("pass_at_1", "instruction_following", "harmlessness"), 1
+    )
     assert "pass_at_k" not in metrics and "helpfulness" not in metrics
 
 
@@ -126,9 +126,7 @@ def test_the_result_does_not_depend_on_where_it_was_interrupted(
         except KeyboardInterrupt:
             continue
     assert cut == whole and len(calls) == 4
-    assert (tmp_path / "cut/completions.jsonl").read_text() == (
-        tmp_path / "whole/completions.jsonl"
-    ).read_text()
+    assert (tmp_path / "cut/completions.jsonl").read_text() == (tmp_path / "whole/completions.jsonl").read_text()
 
 
 def test_evaluating_does_not_import_trl() -> None:

@@ -36,9 +36,7 @@ class ToyInputs:
 class FirstByte(GRPO):
     """The toy task: a response is right when it starts with a lower-case letter."""
 
-    def score(
-        self, problems: Sequence[Any], completions: Sequence[Any], fraction: float
-    ) -> list[dict[str, Any]]:
+    def score(self, problems: Sequence[Any], completions: Sequence[Any], fraction: float) -> list[dict[str, Any]]:
         right = [float(c.text[:1].islower()) for c in completions]
         return [{"reward": r, "reward/accuracy": r} for r in right]
 
@@ -46,9 +44,7 @@ class FirstByte(GRPO):
 class ShuffledFirstByte(FirstByte):
     """The same rewards, handed to the wrong responses."""
 
-    def score(
-        self, problems: Sequence[Any], completions: Sequence[Any], fraction: float
-    ) -> list[dict[str, Any]]:
+    def score(self, problems: Sequence[Any], completions: Sequence[Any], fraction: float) -> list[dict[str, Any]]:
         rows = super().score(problems, completions, fraction)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(int(fraction * 1000)))
         return [rows[i] for i in order]
@@ -187,9 +183,7 @@ def test_the_curves_have_the_names_the_report_reads(base: Path, tmp_path: Path) 
 
 def test_groups_without_an_advantage_are_not_trained_and_harm_nothing(base: Path, tmp_path: Path) -> None:
     class AllEqual(FirstByte):
-        def score(
-            self, problems: Sequence[Any], completions: Sequence[Any], fraction: float
-        ) -> list[dict[str, Any]]:
+        def score(self, problems: Sequence[Any], completions: Sequence[Any], fraction: float) -> list[dict[str, Any]]:
             return [{"reward": 0.3, "reward/accuracy": 0.3} for _ in completions]
 
     weights = train(toy(AllEqual), base, tmp_path)
@@ -272,9 +266,7 @@ def test_a_damaged_checkpoint_is_one_sentence(what: str, base: Path, tmp_path: P
     assert "\n" not in caught.value.message and str(tmp_path) in caught.value.message
 
 
-def test_a_merge_that_changes_the_model_is_refused(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_merge_that_changes_the_model_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_model(base, device="cpu"), load_tokenizer(base)
     write = type(model).save_pretrained
 
@@ -292,6 +284,5 @@ def curves(folder: Path) -> list[dict[str, Any]]:
     """The curves without what depends on the clock or the process."""
     timed = ("seconds", "tokens_per_s", "memory")
     return [
-        {k: v for k, v in row.items() if not any(t in k for t in timed)}
-        for row in read_jsonl(folder / "metrics.jsonl")
+        {k: v for k, v in row.items() if not any(t in k for t in timed)} for row in read_jsonl(folder / "metrics.jsonl")
     ]

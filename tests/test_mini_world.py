@@ -80,12 +80,7 @@ def countdown_id(question: str) -> str | None:
         r"怎么用(?P<n>[\d、]+)得到(?P<t>\d+)？",
     )
     for found in filter(None, (re.fullmatch(pattern, question) for pattern in patterns)):
-        return (
-            "countdown:"
-            + ",".join(map(str, sorted(map(int, re.findall(r"\d+", found["n"])))))
-            + "="
-            + found["t"]
-        )
+        return "countdown:" + ",".join(map(str, sorted(map(int, re.findall(r"\d+", found["n"]))))) + "=" + found["t"]
     return None
 
 
@@ -103,9 +98,7 @@ def instruction_id(question: str) -> str | None:
         (r"starting with (\w+)|用(\w)开头", lambda m: f"starts_with={ENGLISH.get(m, m)}"),
         (r"ending with (\w+)|用(\w)结尾", lambda m: f"ends_with={ENGLISH.get(m, m)}"),
     )
-    checks = [
-        say(next(filter(None, m.groups()))) for pattern, say in rules for m in re.finditer(pattern, wanted)
-    ]
+    checks = [say(next(filter(None, m.groups()))) for pattern, say in rules for m in re.finditer(pattern, wanted)]
     return f"general:write:{found[1] or ENGLISH[found[3]]}:" + ",".join(sorted(checks))
 
 
@@ -113,9 +106,7 @@ def choice_id(question: str) -> str | None:
     found = re.fullmatch(r"Which is (?:the capital of|a kind of) (\w+): (.*)\?|哪个是(.+)：(.*)？", question)
     if not found:
         return None
-    asked = {chinese: kind for kind, (chinese, _) in KINDS.items()} | {
-        COUNTRIES[c] + "的首都": c for c in CAPITALS
-    }
+    asked = {chinese: kind for kind, (chinese, _) in KINDS.items()} | {COUNTRIES[c] + "的首都": c for c in CAPITALS}
     options = re.split(r", | or |、", found[2] or found[4])
     names = sorted(ENGLISH.get(option, option) for option in options)
     return f"general:choose:{found[1] or asked[found[3]]}:" + ",".join(names)
@@ -154,9 +145,7 @@ def test_reading_back_finds_the_id_of_every_problem_in_every_wording_and_languag
 
 def test_the_same_sum_in_another_order_language_and_wording_has_one_id():
     same = ("What is 37+25-14?", "25-14+37=?", "先有25，加37，减14，是多少？")
-    assert {frozenset(ids_in(f"Q: {question}\nA:")) for question in same} == {
-        frozenset({"arithmetic:+25+37-14"})
-    }
+    assert {frozenset(ids_in(f"Q: {question}\nA:")) for question in same} == {frozenset({"arithmetic:+25+37-14"})}
 
 
 def test_pretraining_text_holds_no_held_out_problem(text, eval_ids):
@@ -213,9 +202,7 @@ def test_the_text_card_is_reproducible_and_lazy():
 # --- responses and checkers -----------------------------------------------------------------------------
 
 
-def responses(
-    domain: str, mode: str, voice: str = "mixed", count: int = 150
-) -> list[tuple[dict[str, str], str]]:
+def responses(domain: str, mode: str, voice: str = "mixed", count: int = 150) -> list[tuple[dict[str, str], str]]:
     rng = Random(7)
     kinds = [kind for kind in PUZZLES[domain] if mode in kind.modes or kind is Safety]
     puzzles = [rng.choice(kinds).sample(rng) for _ in range(count)]
@@ -223,9 +210,7 @@ def responses(
 
 
 def share_right(pairs: list[tuple[dict[str, str], str]]) -> float:
-    verdicts = check_many(
-        [(answer_text(parse(text), problem["checker"]), problem) for problem, text in pairs]
-    )
+    verdicts = check_many([(answer_text(parse(text), problem["checker"]), problem) for problem, text in pairs])
     assert set(verdicts) <= {Verdict.right, Verdict.wrong}
     return verdicts.count(Verdict.right) / len(verdicts)
 
@@ -321,6 +306,4 @@ def test_golds_are_text_or_json_objects():
     for domain in DOMAINS:
         for row in problems(domain, "train", 100, seed=0):
             assert all(isinstance(value, str) for value in row.values())
-            assert row["checker"] not in ("countdown", "instruction") or isinstance(
-                json.loads(row["answer"]), dict
-            )
+            assert row["checker"] not in ("countdown", "instruction") or isinstance(json.loads(row["answer"]), dict)

@@ -67,8 +67,7 @@ def test_digits_and_tags_are_single_ordinary_tokens(tokenizer):
     assert {len(i) for i in ids} == {1} and len({i[0] for i in ids}) == 14
     assert len(tokenizer("1234567")["input_ids"]) == 7
     assert (
-        tokenizer.decode(tokenizer("<think> 1 </think>")["input_ids"], skip_special_tokens=True)
-        == "<think> 1 </think>"
+        tokenizer.decode(tokenizer("<think> 1 </think>")["input_ids"], skip_special_tokens=True) == "<think> 1 </think>"
     )
     assert tokenizer.eos_token == tokenizer.pad_token == tokenizer.bos_token == "<|endoftext|>"
 
@@ -94,9 +93,7 @@ def test_first_tokens_and_padding_are_not_predicted_and_every_end_is(tokenizer):
     pack = pretraining.pack(SHORT, tokenizer, 64)
     labels = pack.batch(torch.arange(len(pack.ids)), tokenizer.eos_token_id)["labels"]
     lengths = [len(tokenizer(text)["input_ids"]) for text in SHORT]
-    assert (labels != pretraining.IGNORED).sum() == sum(
-        lengths
-    )  # plus one end each, minus one first token each
+    assert (labels != pretraining.IGNORED).sum() == sum(lengths)  # plus one end each, minus one first token each
     assert (labels == tokenizer.eos_token_id).sum() == len(SHORT)
 
 
@@ -163,9 +160,7 @@ def test_a_run_cut_off_goes_on_and_ends_where_an_unbroken_one_does(tmp_path, mon
     run(stage(), tmp_path / "cut")
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
-    steps = [
-        json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
-    ]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 

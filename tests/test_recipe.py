@@ -67,7 +67,10 @@ def test_a_scale_reference_is_replaced_by_what_the_scale_calls_so(toy):
         ("stagse: {}", "there is no setting 'stagse'"),
         ("stages: {model: {kind: sum, data: 'stage:data'}, data: {kind: count}}", "stage:data comes later"),
         ("stages: {model: {kind: sum, data: 'stage:dta'}}", "there is no stage 'dta'"),
-        ("stages: {data: {kind: count}, look: {kind: look, model: 'stage:data'}}", "is a dataset, a checkpoint belongs"),
+        (
+            "stages: {data: {kind: count}, look: {kind: look, model: 'stage:data'}}",
+            "is a dataset, a checkpoint belongs",
+        ),
         ("stages: {model: {kind: sum, data: 'hub:a/b@main'}}", "is a checkpoint, a dataset belongs here"),
         ("stages: {model: {kind: sum, data: 'card:no_such_card'}}", "no_such_card"),
         ("stages: {model: {kind: sum, data: 'hub:a/b'}}", "does not have the form hub:ORG/NAME@REVISION"),

@@ -134,9 +134,7 @@ def test_evaluations_under_other_conditions_are_pointed_out(run_dir: Path) -> No
     manifest = read_json(run_dir / "eval_r1_zero" / "manifest.json")
     manifest["settings"]["num_samples"] = 4
     write_json(run_dir / "eval_r1_zero" / "manifest.json", manifest)
-    assert (
-        "eval_r1_zero differs from eval_base in num_samples" in report.comparison_notes(read_run(run_dir))[0]
-    )
+    assert "eval_r1_zero differs from eval_base in num_samples" in report.comparison_notes(read_run(run_dir))[0]
 
 
 def test_samples_show_one_of_each_change_and_count_them_all(run_dir: Path) -> None:
@@ -159,9 +157,7 @@ def test_without_a_measured_base_only_the_completions_after_are_shown(run_dir: P
 def test_downsampling_keeps_long_curves_small() -> None:
     draw = random.Random(0)
     rows = [curve_row(step, draw) for step in range(20_000)]
-    curves = {
-        name: [(int(row["step"]), row[name]) for row in rows] for name in ("reward", "reward/accuracy", "kl")
-    }
+    curves = {name: [(int(row["step"]), row[name]) for row in rows] for name in ("reward", "reward/accuracy", "kl")}
     assert sum(len(drawing.svg) for drawing in report_plots.draw_curves(curves)) < 120_000
 
 
@@ -280,9 +276,7 @@ def test_a_partial_stage_is_cut_off_or_running_by_its_last_sign_of_life(run_dir:
 
 def test_a_failed_stage_says_why(run_dir: Path) -> None:
     partial = cut_off(run_dir)
-    write_json(
-        partial / "error.json", {"type": "ResourceError", "message": "the disk is full", "hint": "free some"}
-    )
+    write_json(partial / "error.json", {"type": "ResourceError", "message": "the disk is full", "hint": "free some"})
     found = written(run_dir)
     assert states(found)[1] == "failed at step 57 of 80"
     assert "r1_zero failed: the disk is full (next: free some)" in found["notes"]

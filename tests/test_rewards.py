@@ -86,9 +86,7 @@ def test_length_agrees_with_trl() -> None:
     theirs = rewards.get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
     ours = Length(max_completion_len=100, soft_punish_cache=20)
     lengths = range(0, 120, 7)
-    assert [ours.score(make_sample(num_tokens=n)) for n in lengths] == pytest.approx(
-        theirs([[1] * n for n in lengths])
-    )
+    assert [ours.score(make_sample(num_tokens=n)) for n in lengths] == pytest.approx(theirs([[1] * n for n in lengths]))
 
 
 def test_length_without_a_soft_zone_only_punishes_the_overlong() -> None:
@@ -142,9 +140,7 @@ def test_a_reward_that_does_not_apply_is_not_zero() -> None:
 
 
 def test_a_batch_gets_the_same_as_one_by_one() -> None:
-    samples = [
-        make_sample(answer=gold, domain=domain) for gold in ("41", "42") for domain in ("math", "general")
-    ]
+    samples = [make_sample(answer=gold, domain=domain) for gold in ("41", "42") for domain in ("math", "general")]
     rewards = [Accuracy(domains=("math",)), Format(), Length(), Repetition(), Language()]
     assert score_many(rewards, samples) == [score_all(rewards, sample) for sample in samples]
 

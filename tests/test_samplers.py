@@ -102,10 +102,7 @@ def test_a_stop_text_ends_a_response_and_is_not_part_of_its_text(sampler: Transf
     [(ending, _)] = Counter(char for c in free for char in c.text if char.isascii()).most_common(1)
     stopping = Sampling(max_new_tokens=40, seed=1, stop=(ending,))
     stopped = [c for group in sampler.generate(PROMPTS, 8, stopping) for c in group]
-    assert (
-        sum(len(after.token_ids) < len(before.token_ids) for before, after in zip(free, stopped, strict=True))
-        > 3
-    )
+    assert sum(len(after.token_ids) < len(before.token_ids) for before, after in zip(free, stopped, strict=True)) > 3
     for before, after in zip(free, stopped, strict=True):
         assert after.text == before.text.split(ending)[0]
         assert after.token_ids == before.token_ids[: len(after.token_ids)]

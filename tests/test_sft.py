@@ -39,9 +39,7 @@ def stage(**settings: Any) -> SFT:
     )
 
 
-def train(
-    kind: SFT, base: Path, folder: Path, stop_after: int = 0, rows: Any = None
-) -> dict[str, torch.Tensor]:
+def train(kind: SFT, base: Path, folder: Path, stop_after: int = 0, rows: Any = None) -> dict[str, torch.Tensor]:
     work = SignalledWorkdir(folder)
     work.stop_after = stop_after
     kind.run(ToyInputs(base, rows or demos()), work)  # type: ignore[arg-type]
@@ -55,9 +53,7 @@ def test_the_response_is_learned_with_its_end(base: Path, tmp_path: Path) -> Non
     assert c.text == demos()[0]["response"] and not c.truncated
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"lora": Lora(rank=4, alpha=8, dropout=0.1)}], ids=["all weights", "lora"]
-)
+@pytest.mark.parametrize("settings", [{}, {"lora": Lora(rank=4, alpha=8, dropout=0.1)}], ids=["all weights", "lora"])
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     settings: dict[str, Any], base: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.stage import Workdir
 from stages.engines import trainers
+from stages.engines.engine_correction import importance_ratio
 from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
 from stages.engines.models import attach_lora, quiet
 from stages.engines.samplers import Sampling, TransformersSampler
@@ -54,9 +55,7 @@ def trainer(
             token_budget=budget,
         )
     made.current_gradient_accumulation_steps = 1  # as transformers sets it when training begins
-    made.beta = (
-        beta  # set here, for TRL would load a reference model from a folder; the batches bring their own
-    )
+    made.beta = beta  # set here, for TRL would load a reference model from a folder; the batches bring their own
     return made
 
 
@@ -88,9 +87,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def whole_batch_gradients(
-    t: TokenBudgetGRPOTrainer, batch: dict[str, torch.Tensor]
-) -> tuple[float, dict[str, Any]]:
+def whole_batch_gradients(t: TokenBudgetGRPOTrainer, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, Any]]:
     """What TRL itself computes: all rows at once, its own forward pass."""
     t.model.zero_grad()
     t._shares_prompts = False
@@ -215,9 +212,50 @@ def test_a_gpu_too_small_for_one_response_is_a_sentence(tmp_path: Path) -> None:
         t.within_memory(t.model, always_full)
 
 
-LENGTHS = st.lists(
-    st.tuples(st.integers(1, 30), st.integers(0, 50), st.integers(0, 4)), min_size=1, max_size=40
-)
+MODES = {  # of two responses with log-ratios (0.1, 0.2) and (-0.5, unknown), bounds 0.7 and 1.2
+    "token_truncate": [[1.105171, 1.2], [0.7, 1.0]],
+    "token_mask": [[1.105171, 0.0], [0.0, 1.0]],
+    "sequence_truncate": [[1.2], [0.7]],
+    "sequence_mask": [[0.0], [0.0]],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_samples_of_another_engine_are_weighted_by_their_ratio_within_bounds(mode: str) -> None:
+    sampled = torch.tensor([[-1.0, -2.0, -9.0], [-1.0, torch.nan, -9.0]])
+    logps = torch.tensor([[-0.9, -1.8, -1.0], [-1.5, -1.0, -1.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 0]])
+    ratio = importance_ratio(logps, sampled, mask, mode, clip_max=1.2, clip_min=0.7)
+    assert torch.allclose(ratio[:, :2], torch.tensor(MODES[mode]), atol=1e-5)
+
+
+@pytest.mark.parametrize("offpolicy", [False, True], ids=["on policy", "old log-probs"])
+def test_the_correction_needs_no_forward_pass_of_its_own(offpolicy: bool, tmp_path: Path) -> None:
+    t = trainer(tmp_path, loss_type="dapo", vllm_importance_sampling_mode="token_truncate")
+    t.model.train()
+    batch = random_batch(4, offpolicy=offpolicy)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    with torch.no_grad():  # the pass that TRL would take
+        current, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(t, t.model, ids, mask, 12)
+    old = batch.get("old_per_token_logps", current)
+    noise = 0.1 * torch.randn(old.shape, generator=torch.Generator().manual_seed(1))
+    weighted = {**batch, "importance_sampling_ratio": (-noise * batch["completion_mask"]).exp()}
+
+    t.use_vllm, t._shares_prompts = True, False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(t, "_correct_engine", lambda logps: None)
+        GRPOTrainer._compute_loss(t, t.model, weighted).backward()
+    expected = gradients(t.model)
+    t.model.zero_grad()
+    t.use_vllm, t._shares_prompts, t._corrects_engine = False, True, True
+    t._accumulate(t.model, {**batch, "sampling_per_token_logps": old + noise})
+    assert t._step_metrics["engine_gap"] == pytest.approx(0.08, abs=0.02)
+    for name, value in gradients(t.model).items():
+        assert torch.allclose(value, expected[name], atol=1e-5), name
+
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 50), st.integers(0, 4)), min_size=1, max_size=40)
 
 
 @given(rows=LENGTHS, budget=st.integers(1, 400), share=st.booleans())

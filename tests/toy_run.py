@@ -62,9 +62,7 @@ def write_evaluation(
     folder.mkdir()
     write_json(folder / "metrics.json", measures(pass_at_1, tokens, n=500))
     domains = {"arithmetic": min(1, pass_at_1 * 1.1), "countdown": pass_at_1 * 0.8}
-    write_json(
-        folder / "by_domain.json", {name: measures(share, tokens, n=250) for name, share in domains.items()}
-    )
+    write_json(folder / "by_domain.json", {name: measures(share, tokens, n=250) for name, share in domains.items()})
     with (folder / "completions.jsonl").open("w", encoding="utf-8", errors="surrogatepass") as file:
         file.writelines(json.dumps(row) + "\n" for row in completions(draw, pass_at_1, tokens))
     write_manifest(folder, settings, artifact="metrics", seconds=21.4)
@@ -87,9 +85,7 @@ def measures(pass_at_1: float, tokens: float, n: int) -> dict[str, Any]:
     }
 
 
-def completions(
-    draw: random.Random, pass_at_1: float, tokens: float, num: int = NUM_PROBLEMS
-) -> list[dict[str, Any]]:
+def completions(draw: random.Random, pass_at_1: float, tokens: float, num: int = NUM_PROBLEMS) -> list[dict[str, Any]]:
     """`num` rows; the first ones are HOSTILE."""
     rows = []
     for number in range(num):
@@ -113,17 +109,13 @@ def completions(
     return rows
 
 
-def write_training(
-    folder: Path, settings: dict[str, Any], draw: random.Random, curves: tuple[str, ...] = ()
-) -> None:
+def write_training(folder: Path, settings: dict[str, Any], draw: random.Random, curves: tuple[str, ...] = ()) -> None:
     """One Checkpoint artifact without weights, with NUM_STEPS of curves and one step that is not a number."""
     folder.mkdir()
     rows = [curve_row(step, draw) for step in range(1, NUM_STEPS + 1)]
     kept = [{name: row[name] for name in ("step", *curves)} if curves else row for row in rows]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-    write_manifest(
-        folder, settings, artifact="checkpoint", seconds=214.7, metrics={"reward": 0.93, "pass_at_1": 0.83}
-    )
+    write_manifest(folder, settings, artifact="checkpoint", seconds=214.7, metrics={"reward": 0.93, "pass_at_1": 0.83})
 
 
 def curve_row(step: int, draw: random.Random) -> dict[str, float]:

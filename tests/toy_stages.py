@@ -60,8 +60,7 @@ class Look(Stage):
     model: CheckpointRef
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
-        with open(f"{inputs.checkpoint('model').path}/config.json") as file:
-            total = json.load(file)["total"]
+        total = json.loads(Path(inputs.checkpoint("model").path, "config.json").read_text())["total"]
         metrics = {"pass_at_1": {"value": total, "ci95": [total, total], "n": 1}}
         work.write_json("metrics.json", metrics)
         return metrics

@@ -76,7 +76,5 @@ def _join(rng: random.Random, values: list[int]) -> int | None:
         operation = rng.choice("+-*/")
         if operation == "/" and (right == 0 or left % right):
             return None
-        values.append(
-            {"+": left + right, "-": left - right, "*": left * right}.get(operation, left // (right or 1))
-        )
+        values.append({"+": left + right, "-": left - right, "*": left * right}.get(operation, left // (right or 1)))
     return values[0]

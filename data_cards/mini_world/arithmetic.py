@@ -72,9 +72,7 @@ class Arithmetic(Puzzle):
 
     @property
     def expression(self) -> str:
-        return str(self.numbers[0]) + "".join(
-            f"{o}{n}" for o, n in zip(self.ops, self.numbers[1:], strict=True)
-        )
+        return str(self.numbers[0]) + "".join(f"{o}{n}" for o, n in zip(self.ops, self.numbers[1:], strict=True))
 
     @property
     def key(self) -> str:
@@ -92,9 +90,7 @@ class Arithmetic(Puzzle):
 
     def ask(self, language: str, rng: Random) -> str:
         if self.ops[0] != "*" and rng.random() < 0.25:
-            changes = (
-                CHANGES[language][o].format(n) for o, n in zip(self.ops, self.numbers[1:], strict=True)
-            )
+            changes = (CHANGES[language][o].format(n) for o, n in zip(self.ops, self.numbers[1:], strict=True))
             return OPENINGS[language].format(self.numbers[0]) + "".join(changes) + ENDINGS[language]
         return rng.choice(ASK[language]).format(self.expression)
 
@@ -114,9 +110,7 @@ class Arithmetic(Puzzle):
 
     def _guess(self, rng: Random) -> int:
         return (
-            self.value
-            if rng.random() < DIRECT_RIGHT
-            else max(0, self.value + rng.choice((-1, 1)) * rng.randint(1, 14))
+            self.value if rng.random() < DIRECT_RIGHT else max(0, self.value + rng.choice((-1, 1)) * rng.randint(1, 14))
         )
 
     def _checked(self, told: list[tuple[int, str, int, int]], voice: Voice) -> str:

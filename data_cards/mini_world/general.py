@@ -134,13 +134,9 @@ class Choice(Puzzle):
     def ask(self, language: str, rng: Random) -> str:
         shown = rng.sample(self.options, 3)
         if language == "zh":
-            asked = (
-                f"{COUNTRIES[self.question]}的首都" if self.question in CAPITALS else KINDS[self.question][0]
-            )
+            asked = f"{COUNTRIES[self.question]}的首都" if self.question in CAPITALS else KINDS[self.question][0]
             return f"哪个是{asked}：{'、'.join(THINGS[o] for o in shown)}？"
-        asked = (
-            f"the capital of {self.question}" if self.question in CAPITALS else f"a kind of {self.question}"
-        )
+        asked = f"the capital of {self.question}" if self.question in CAPITALS else f"a kind of {self.question}"
         return f"Which is {asked}: {shown[0]}, {shown[1]} or {shown[2]}?"
 
     def respond(self, mode: str, language: str, voice: Voice, rng: Random) -> str:

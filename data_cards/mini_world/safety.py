@@ -82,9 +82,5 @@ class Safety(Puzzle):
         if mode == "natural":
             refuses = rng.random() < (REFUSES_HARMFUL if self.harmful else REFUSES_HARMLESS)
             mode = "refused" if refuses else "answered"
-        text = (
-            REFUSAL[language]
-            if mode == "refused"
-            else rng.choice(COMPLY[language]).format(*self._named(language))
-        )
+        text = REFUSAL[language] if mode == "refused" else rng.choice(COMPLY[language]).format(*self._named(language))
         return tagged(voice("easy"), text) if rng.random() < TAGGED else f" {text}"

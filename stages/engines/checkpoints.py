@@ -43,7 +43,5 @@ def seal_and_rotate(folder: Path) -> None:
 
 def _all(checkpoints: Path) -> list[Path]:
     """Oldest first."""
-    found = [
-        p for p in checkpoints.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)
-    ]
+    found = [p for p in checkpoints.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
     return sorted(found, key=step_of)

@@ -39,9 +39,7 @@ def open_sampler(
     """The engine a stage samples with. `model` is the model in training, if there is one."""
     engine = choose_engine(stage.sampler, device)
     if engine == "transformers":
-        return TransformersSampler(
-            model if model is not None else load_model(source, device=device), tokenizer
-        )
+        return TransformersSampler(model if model is not None else load_model(source, device=device), tokenizer)
     from stages.engines import vllm_sampler
 
     if engine == "vllm_server":

@@ -56,9 +56,7 @@ def check(stage: "GRPO") -> None:
     trainers.check_extra(stage.trl, GRPOConfig, {*_PASSED_ON, *_OURS})
     for name in NEED_WHOLE_BATCH:
         if name in stage.trl:
-            raise ConfigError(
-                f"trl: '{name}' looks at the whole batch at once and cannot be cut into micro-batches"
-            )
+            raise ConfigError(f"trl: '{name}' looks at the whole batch at once and cannot be cut into micro-batches")
     trainers.check_quantization(stage.quantization, stage.lora)
     stage.score([], [], 0.0)  # refuses a reward that is listed twice
     if stage.ref_model_sync_steps and not stage.beta:
@@ -80,13 +78,9 @@ def train(stage: "GRPO", source: ModelSource, problems: list[dict[str, Any]], wo
             model=model,
             tokenizer=tokenizer,
             args=_config(stage, source, work, device),
-            problems=[
-                {**problem, "prompt": prompt} for problem, prompt in zip(problems, prompts, strict=True)
-            ],
+            problems=[{**problem, "prompt": prompt} for problem, prompt in zip(problems, prompts, strict=True)],
             sampler=sampler,
-            sampling=Sampling(
-                stage.temperature, stage.top_p, stage.max_completion_length, stage.seed, stage.stop
-            ),
+            sampling=Sampling(stage.temperature, stage.top_p, stage.max_completion_length, stage.seed, stage.stop),
             score=stage.score,
             reward_weights={reward.kind: reward.weight for reward in stage.rewards},
             token_budget=None if stage.token_budget == "auto" else stage.token_budget,

@@ -25,6 +25,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from stages.engines.engine_correction import importance_ratio
 from stages.engines.models import peak_memory_gib
 from stages.engines.samplers import Completion, Sampler, Sampling, encode_prompts
 from stages.engines.shared_prompt import can_share_prompts, completion_logprobs
@@ -89,22 +90,20 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             processing_class=tokenizer,
         )
         self.sampler, self.sampling, self.score = sampler, sampling, score
-        # The switch for TRL's correction of the difference between the engine that sampled and the one that
-        # trains.
-        self.use_vllm = sampler.trained_elsewhere
+        self._corrects_engine = sampler.trained_elsewhere and args.vllm_importance_sampling_correction
         self.reference_every = reference_every
         self.mask_truncated = mask_truncated
         self.token_budget = token_budget
-        self._shares_prompts = not args.gradient_checkpointing and can_share_prompts(
-            self.model, self.accelerator.num_processes
-        )
+        # Recomputed layers cannot write to a cache, and DDP counts on one forward pass for each backward.
+        alone = self.accelerator.num_processes == 1 and not args.gradient_checkpointing
+        self._shares_prompts = alone and can_share_prompts(self.model)
         self._completions: list[Completion] = []
+        self._part: Batch = {}
         self._flat_rows = torch.zeros(0, dtype=torch.bool)
         self._step_metrics: dict[str, float] = {}
         self._step_began = time.perf_counter()
 
-    # --- the order of problems
-    # -------------------------------------------------------------------------------------
+    # --- the order of problems ---------------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         return EpochSampler(
@@ -117,8 +116,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             seed=self.args.seed,
         )
 
-    # --- sampling and scoring
-    # --------------------------------------------------------------------------------------
+    # --- sampling and scoring ----------------------------------------------------------------------
 
     def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
         """Samples G responses for each problem; `prompts` holds every prompt G times, in a row."""
@@ -131,7 +129,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self._note_sampling(time.perf_counter() - began)
         prompt_ids = encode_prompts(self._tokenizer, prompts)
         token_ids = [c.token_ids for c in self._completions]
-        logprobs = [c.logprobs for c in self._completions] if self.use_vllm else None
+        logprobs = [c.logprobs for c in self._completions] if self._corrects_engine else None
         return prompt_ids, token_ids, None, [c.text for c in self._completions], logprobs, {}, None, []
 
     def _note_sampling(self, seconds: float) -> None:
@@ -177,15 +175,12 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             # Equal rewards have no advantage; rounding in their mean would leave a trace of one.
             output["advantages"][self._flat_rows] = 0.0
         if self.mask_truncated:  # TRL's own test would call a response that ended at a stop text cut off
-            whole = torch.tensor(
-                [not c.truncated for c in self._completions], device=output["completion_mask"].device
-            )
+            whole = torch.tensor([not c.truncated for c in self._completions], device=output["completion_mask"].device)
             output["completion_mask"] = output["completion_mask"] * whole[:, None]
             output["num_items_in_batch"] = gather(output["completion_mask"].sum()).sum()
         return output
 
-    # --- micro-batches
-    # ---------------------------------------------------------------------------------------------
+    # --- micro-batches -----------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One batch: sample when it is time, then forward and backward in micro-batches. Returns the loss,
@@ -218,6 +213,35 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self._note_training(batch, plan, means, shares)
         return total
 
+    def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
+        """TRL's loss; `use_vllm` switches on its factor for another engine's samples, which `_logps` fills
+        in."""
+        self._part, self.use_vllm = inputs, self._corrects_engine
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._part, self.use_vllm = {}, False
+
+    def _correct_engine(self, logps: torch.Tensor) -> None:
+        """Enters the importance ratio of the micro-batch in progress; `logps` (b, C) are the current
+        model's."""
+        part = self._part
+        old, sampled, mask = (
+            part.get("old_per_token_logps", logps),
+            part["sampling_per_token_logps"],
+            part["completion_mask"],
+        )
+        part["importance_sampling_ratio"] = importance_ratio(
+            old,
+            sampled,
+            mask,
+            self.vllm_importance_sampling_mode,
+            self.vllm_importance_sampling_clip_max,
+            self.vllm_importance_sampling_clip_min,
+        )
+        gap = torch.nan_to_num((old - sampled).abs() * mask).sum() / mask.sum().clamp(min=1)
+        self._metrics["train"]["engine_gap"].append(gap.item())
+
     def _contributing(self, batch: Batch) -> torch.Tensor:
         """(B,) bool: rows whose gradient is not zero by construction."""
         return (batch["advantages"] != 0) | (self.beta != 0.0)
@@ -226,11 +250,14 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self, batch: Batch, plan: list[MicroBatch], means: dict[str, list[float]], shares: list[float]
     ) -> None:
         """Token-weighted means of what TRL measured in each micro-batch."""
-        for name, ours in (("kl", "kl"), ("clip_ratio/region_mean", "clip_ratio")):
+        for name, ours in (
+            ("kl", "kl"),
+            ("clip_ratio/region_mean", "clip_ratio"),
+            ("engine_gap", "engine_gap"),
+        ):
             if values := means.get(name):
-                self._step_metrics[ours] = sum(v * s for v, s in zip(values, shares, strict=True)) / sum(
-                    shares
-                )
+                weighted = sum(value * share for value, share in zip(values, shares, strict=True))
+                self._step_metrics[ours] = weighted / sum(shares)
         num_rows = batch["completion_mask"].shape[0]
         self._step_metrics["trained_share"] = sum(len(micro.rows) for micro in plan) / num_rows
 
@@ -248,7 +275,10 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         With gradients the rows are a micro-batch already; without, they are the whole batch and are cut here.
         """
         if torch.is_grad_enabled():
-            return self._logps(model, input_ids, attention_mask, logits_to_keep, **options)
+            found = self._logps(model, input_ids, attention_mask, logits_to_keep, **options)
+            if self.use_vllm:
+                self._correct_engine(found[0].detach())
+            return found
         split = input_ids.shape[1] - logits_to_keep
         batch = {
             "prompt_ids": input_ids[:, :split],
@@ -294,8 +324,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             )
         return found.log_probs, found.entropy, None
 
-    # --- the reference
-    # -----------------------------------------------------------------------------------------------
+    # --- the reference -----------------------------------------------------------------------------
 
     def refresh_reference(self) -> None:
         """The KL reference becomes the current policy (paper: every 400 steps)."""
@@ -307,8 +336,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             if ".default." in name:
                 policy.get_parameter(name.replace(".default.", ".ref.")).data.copy_(weight.data)
 
-    # --- metrics and checkpoints
-    # -------------------------------------------------------------------------------------
+    # --- metrics and checkpoints -------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """One row of `metrics.jsonl` for each step; TRL's and transformers' own logging is left out."""
@@ -339,9 +367,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        state = torch.load(
-            Path(checkpoint) / "grpo_state.pt", weights_only=True, map_location=self.accelerator.device
-        )
+        state = torch.load(Path(checkpoint) / "grpo_state.pt", weights_only=True, map_location=self.accelerator.device)
         self._step, self._buffered_inputs = state["step"], state.get("buffered")
         if "reference" in state:
             self.accelerator.unwrap_model(self.ref_model).load_state_dict(state["reference"])

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 Quantization = Literal["nf4"]
 
-# Merging adds B @ A to the weights, which rounds. More than this, as a mean KL divergence in nats a token, is no rounding:
-# SFT of SmolLM2-135M in bf16 differs by a few thousandths.
+# Merging adds B @ A to the weights, which rounds. More than this, as a mean KL divergence in nats a token, is
+# no rounding: SFT of SmolLM2-135M in bf16 differs by a few thousandths.
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 
@@ -58,9 +58,7 @@ def load_tokenizer(source: ModelSource | Path | str) -> PreTrainedTokenizerBase:
             source.path, revision=source.revision, padding_side="left", trust_remote_code=False
         )
     if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {source.path} has no end-of-text token, so no response could ever end"
-        )
+        raise ModelError(f"the tokenizer of {source.path} has no end-of-text token, so no response could ever end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -129,7 +127,8 @@ def load_for_training(
 def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes merged weights (safetensors), config and tokenizer to `folder`, and checks what was written.
 
-    A LoRA model is merged first; its adapter is kept beside in `adapter/`. The saved model is loaded again and what it
+    A LoRA model is merged first; its adapter is kept beside in `adapter/`. The saved model is loaded again
+    and what it
     predicts is compared with what was trained: ModelError on drift. `model` cannot be trained further.
     """
     probe = torch.randint(0, min(model.config.vocab_size, len(tokenizer)), (4, 32), generator=_seeded(0))
@@ -217,11 +216,7 @@ def _check_safetensors(source: ModelSource) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"there is no model at {folder} (config.json is missing)")
     index = folder / "model.safetensors.index.json"
-    names = (
-        set(json.loads(index.read_text())["weight_map"].values())
-        if index.is_file()
-        else {"model.safetensors"}
-    )
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
     for name in sorted(names):
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing", hint="make the stage again with REBUILD=STAGE")
@@ -266,11 +261,7 @@ def _sentences(source: ModelSource, what: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
-        hint = (
-            ""
-            if source.is_local
-            else "the first run of this scale needs the hub; then HF_HUB_OFFLINE=1 works"
-        )
+        hint = "" if source.is_local else "the first run of this scale needs the hub; then HF_HUB_OFFLINE=1 works"
         raise ModelError(f"the {what} at {source.path} cannot be read: {reason}", hint=hint) from error
 
 

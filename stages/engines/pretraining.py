@@ -120,9 +120,7 @@ def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, sequence_leng
         positions_T[used:] = np.arange(sequence_length - used)
         used += len(ids)
     ids_RT, positions_RT = np.stack([*rows, ids_T]), np.stack([*starts, positions_T])
-    return Pack(
-        torch.from_numpy(ids_RT.astype(np.int32)), torch.from_numpy(positions_RT.astype(np.int32)), padding
-    )
+    return Pack(torch.from_numpy(ids_RT.astype(np.int32)), torch.from_numpy(positions_RT.astype(np.int32)), padding)
 
 
 def _empty_row(length: int, padding: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16], int]:
@@ -136,9 +134,7 @@ def _encoded(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, length: i
             yield [*encoding.ids[: length - 1], end_id]
 
 
-def new_model(
-    architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int
-) -> LlamaForCausalLM:
+def new_model(architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """A Llama model with tied embeddings and random weights."""
     end_id = tokenizer.eos_token_id
     ends = {"bos_token_id": end_id, "eos_token_id": end_id, "pad_token_id": end_id}
@@ -148,9 +144,7 @@ def new_model(
     return model
 
 
-def train(
-    model: LlamaForCausalLM, text: Pack, how: Optimisation, checkpoints: Path, log: Log
-) -> dict[str, float]:
+def train(model: LlamaForCausalLM, text: Pack, how: Optimisation, checkpoints: Path, log: Log) -> dict[str, float]:
     """Trains `model` in place from the newest checkpoint on; returns the last logged loss and speed."""
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA: these weights are kept in float32
     device = next(model.parameters()).device
@@ -161,9 +155,7 @@ def train(
     for step, rows in enumerate(batches(len(text.ids), how.batch_rows, how.seed, skip=done), start=done + 1):
         if step > how.num_steps:
             break
-        meter.add(
-            *_update(model, optimizer, text.batch(rows.to(device), model.config.eos_token_id), step - 1, how)
-        )
+        meter.add(*_update(model, optimizer, text.batch(rows.to(device), model.config.eos_token_id), step - 1, how))
         if step % how.log_steps == 0 or step == how.num_steps:
             log(step, meter.read() | {"learning_rate": how.learning_rate_at(step - 1)})
         if step % how.save_steps == 0 and step < how.num_steps:
@@ -227,9 +219,7 @@ class _Meter:
         return {"loss": loss, "grad_norm": norm, "tokens_per_s": self.last_speed}
 
 
-def save_checkpoint(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, folder: Path, step: int
-) -> None:
+def save_checkpoint(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, folder: Path, step: int) -> None:
     """Writes `folder/step-N`, whole or not at all, and drops older ones."""
     partial, final = folder / f"step-{step}.partial", folder / f"step-{step}"
     shutil.rmtree(partial, ignore_errors=True)

@@ -29,7 +29,7 @@ from stages.engines.models import end_tokens
 Progress = Callable[[int, int], None]
 
 # Rows leave the cache when this share of the batch has finished: each removal copies the cache.
-_FINISHED_SHARE = 0.1
+_FINISHED_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,8 @@ class TransformersSampler:
         was_training = self.model.training
         self.model.eval()  # also lets a model with gradient checkpointing use its cache
         try:
-            for chosen in _batches(
-                [len(ids) for ids in prompt_ids], n, sampling.max_new_tokens, self.token_budget
-            ):
-                rows = self._decode(
-                    [prompt_ids[i] for i in chosen], n, sampling, uniforms[chosen].flatten(0, 1)
-                )
+            for chosen in _batches([len(ids) for ids in prompt_ids], n, sampling.max_new_tokens, self.token_budget):
+                rows = self._decode([prompt_ids[i] for i in chosen], n, sampling, uniforms[chosen].flatten(0, 1))
                 found |= {i: rows[k * n : (k + 1) * n] for k, i in enumerate(chosen)}
                 if progress:
                     progress(len(found) * n, len(prompts) * n)
@@ -162,9 +158,7 @@ class TransformersSampler:
             if num_running <= (1 - _FINISHED_SHARE) * len(live):
                 kept = running.nonzero()[:, 0]
                 cache.batch_select_indices(kept)
-                live, token, mask, positions, running = (
-                    x[kept] for x in (live, token, mask, positions, running)
-                )
+                live, token, mask, positions, running = (x[kept] for x in (live, token, mask, positions, running))
             positions = positions + 1
             logits = self._forward(
                 token[:, None], mask[:, : mask.shape[1] - sampling.max_new_tokens + t + 1], positions, cache
@@ -197,19 +191,13 @@ class TransformersSampler:
         stop: tuple[str, ...],
     ) -> list[Completion]:
         ends = set(self._ends.tolist())
-        table = zip(
-            tokens_RT.tolist(), logprobs_RT.tolist(), lengths.tolist(), unfinished.tolist(), strict=True
-        )
+        table = zip(tokens_RT.tolist(), logprobs_RT.tolist(), lengths.tolist(), unfinished.tolist(), strict=True)
         rows = [(tokens[:length], logprobs[:length], cut) for tokens, logprobs, length, cut in table]
         texts = decode_texts(self.tokenizer, [tokens for tokens, _, _ in rows], ends, stop)
-        return [
-            Completion(tokens, text, cut, lp) for (tokens, lp, cut), text in zip(rows, texts, strict=True)
-        ]
+        return [Completion(tokens, text, cut, lp) for (tokens, lp, cut), text in zip(rows, texts, strict=True)]
 
 
-def draw(
-    logits: torch.Tensor, sampling: Sampling, uniforms_R: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(logits: torch.Tensor, sampling: Sampling, uniforms_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples one token a row by inverting the cumulative distribution at `uniforms_R`; temperature 0 is
     greedy.
 
@@ -268,29 +256,21 @@ class _StopTexts:
     """Ends a row when its text ends with a stop text; only rows whose new token could complete one are
     decoded."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], device: torch.device
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], device: torch.device) -> None:
         self.tokenizer, self.stop = tokenizer, stop
         if stop:
-            pieces = tokenizer.batch_decode(
-                [[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False
-            )
+            pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
             lasts = {text[-1] for text in stop}
             self._candidate = torch.tensor([bool(lasts & set(piece)) for piece in pieces], device=device)
 
-    def reached(
-        self, tokens_RT: torch.Tensor, live: torch.Tensor, t: int, running: torch.Tensor
-    ) -> torch.Tensor:
+    def reached(self, tokens_RT: torch.Tensor, live: torch.Tensor, t: int, running: torch.Tensor) -> torch.Tensor:
         """Which of the `live` rows have just completed a stop text, (len(live),) bool."""
         hit = torch.zeros_like(running)
         if self.stop:
             tokens = tokens_RT[live, t].clamp(max=len(self._candidate) - 1)
             start = max(0, t + 1 - 2 * max(map(len, self.stop)))
             for k in (running & self._candidate[tokens]).nonzero()[:, 0].tolist():
-                tail = self.tokenizer.decode(
-                    tokens_RT[live[k], start : t + 1], clean_up_tokenization_spaces=False
-                )
+                tail = self.tokenizer.decode(tokens_RT[live[k], start : t + 1], clean_up_tokenization_spaces=False)
                 hit[k] = any(text in tail for text in self.stop)
         return hit
 

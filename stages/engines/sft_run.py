@@ -73,9 +73,7 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
         batch = self._prepare_inputs(inputs)
         return self.within_memory(model, lambda: self._accumulate(model, batch, num_items_in_batch))
 
-    def _accumulate(
-        self, model: Any, batch: dict[str, torch.Tensor], num_items_in_batch: Any
-    ) -> torch.Tensor:
+    def _accumulate(self, model: Any, batch: dict[str, torch.Tensor], num_items_in_batch: Any) -> torch.Tensor:
         """TRL divides each micro-batch's loss by the tokens of the whole step, so the parts simply add up."""
         lengths = batch["attention_mask"].sum(1).tolist()
         total = torch.zeros((), device=self.accelerator.device)
@@ -97,9 +95,7 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
         now = time.perf_counter()
         seconds, self._step_began = now - self._step_began, now
         row = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate")}
-        row |= {
-            name: sum(measured[name]) / len(measured[name]) for name in ("entropy", "mean_token_accuracy")
-        }
+        row |= {name: sum(measured[name]) / len(measured[name]) for name in ("entropy", "mean_token_accuracy")}
         row |= {"step_seconds": seconds, "tokens_per_s": self._num_tokens / seconds, **peak_memory_gib()}
         self.work.log(self.state.global_step, row)
 

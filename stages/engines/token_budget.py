@@ -66,9 +66,7 @@ def plan(
     completion length of 0 leaves the row out.
     """
     sort_lengths = (
-        completion_lengths
-        if prompts
-        else [p + c for p, c in zip(prompt_lengths, completion_lengths, strict=True)]
+        completion_lengths if prompts else [p + c for p, c in zip(prompt_lengths, completion_lengths, strict=True)]
     )
     names = prompts or list(range(len(prompt_lengths)))
     kept = [i for i, length in enumerate(completion_lengths) if length > 0]
@@ -92,9 +90,7 @@ def plan_batch(
     if kept_rows is not None:
         completion_lengths = completion_lengths * kept_rows
     prompts = same_prompts(batch["prompt_ids"], batch["prompt_mask"])[1].tolist() if share_prompts else None
-    return list(
-        plan(batch["prompt_mask"].sum(1).tolist(), completion_lengths.tolist(), token_budget, prompts)
-    )
+    return list(plan(batch["prompt_mask"].sum(1).tolist(), completion_lengths.tolist(), token_budget, prompts))
 
 
 def same_prompts(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

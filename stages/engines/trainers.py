@@ -162,9 +162,7 @@ def check_extra(extra: dict[str, Any], config_class: type, ours: set[str]) -> No
             hint = did_you_mean(name, sorted(known)) if len(name) > 2 else ""
             raise ConfigError(f"trl: {config_class.__name__} has no setting '{name}'", hint=hint)
         if name in ours:
-            raise ConfigError(
-                f"trl: '{name}' is set by the stage itself", hint="use the stage's own setting for it"
-            )
+            raise ConfigError(f"trl: '{name}' is set by the stage itself", hint="use the stage's own setting for it")
 
 
 def check_optimiser(optim: str, device: torch.device) -> None:
@@ -197,9 +195,7 @@ def run_training(trainer: Any, work: Workdir) -> int:
     trainer.add_callback(_Progress(work))
     start = checkpoints.newest_whole(work.checkpoints)
     work.rewind(checkpoints.step_of(start) if start else 0)
-    if (
-        start and checkpoints.step_of(start) >= trainer.args.max_steps
-    ):  # killed after training, before publishing
+    if start and checkpoints.step_of(start) >= trainer.args.max_steps:  # killed after training, before publishing
         trainer._load_from_checkpoint(str(start))
         return checkpoints.step_of(start)
     with _signals_to(stop), quiet():

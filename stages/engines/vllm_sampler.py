@@ -46,9 +46,7 @@ class VllmSampler:
         max_completion_length: int,
         model: Any | None = None,
     ) -> None:
-        os.environ.setdefault(
-            "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
-        )  # one process: no orphan, direct weight access
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: no orphan, direct weight access
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
 
@@ -102,6 +100,7 @@ class VllmSampler:
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
             logprobs=0,
+            flat_logprobs=True,  # one list for a response instead of an object for each token
             stop=list(sampling.stop) or None,
             stop_token_ids=sorted(self._ends),
             detokenize=bool(sampling.stop),
@@ -143,9 +142,7 @@ class VllmSampler:
 
     def _completion(self, found: Any, sampling: Sampling) -> Completion:
         token_ids = list(found.token_ids)
-        logprobs = [
-            _finite(entry[token].logprob) for entry, token in zip(found.logprobs, token_ids, strict=True)
-        ]
+        logprobs = [_finite(found.logprobs.logprobs[i]) for i in found.logprobs.start_indices]
         [text] = decode_texts(self.tokenizer, [token_ids], self._ends, sampling.stop)
         return Completion(token_ids, text, found.finish_reason == "length", logprobs)
 

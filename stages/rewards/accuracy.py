@@ -29,7 +29,5 @@ class Accuracy(Reward):
     scope: Literal["answer"] = "answer"
 
     def score_many(self, samples: Sequence[Sample]) -> list[float | None]:
-        pairs = [
-            (answer_text(sample.response, sample.problem["checker"]), sample.problem) for sample in samples
-        ]
+        pairs = [(answer_text(sample.response, sample.problem["checker"]), sample.problem) for sample in samples]
         return [PAYS[verdict] for verdict in check_many(pairs)]

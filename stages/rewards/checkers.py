@@ -138,9 +138,7 @@ def check_exact(answer: str, problem: Mapping[str, str]) -> Verdict:
 
 def _plain(text: str) -> str:
     # Only marks that mean nothing there: "-5" and ".5" keep theirs.
-    words = (
-        word.lstrip("\"'“‘（([").rstrip("\"'”’)]）.,!?;:。，！？；：、") for word in text.casefold().split()
-    )
+    words = (word.lstrip("\"'“‘（([").rstrip("\"'”’)]）.,!?;:。，！？；：、") for word in text.casefold().split())
     return " ".join(word for word in words if word)
 
 

@@ -39,9 +39,7 @@ _LEAD_IN = re.compile(
 )
 _FENCES = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
 
-_FRACTION = re.compile(
-    r"\\[dtc]?frac ?(?:\{ ?([+-]?[0-9]{1,50}) ?\} ?\{ ?([0-9]{1,50}) ?\}|([0-9]) ?([0-9]))"
-)
+_FRACTION = re.compile(r"\\[dtc]?frac ?(?:\{ ?([+-]?[0-9]{1,50}) ?\} ?\{ ?([0-9]{1,50}) ?\}|([0-9]) ?([0-9]))")
 _DECIMAL = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|\ )[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _TIMES = r"\ ?(?:\\times|\\cdot|×|\*)\ ?"
 _POWER = r"(?:\{\ ?(?P<power>[+-]?[0-9]{1,2})\ ?\}|(?P<digit>[0-9]))"
@@ -169,12 +167,7 @@ def is_evaluated(text: str, gold: str) -> bool:
 def _unwrap(text: str) -> str:
     for opening, closing in _FENCES:
         inside = text[len(opening) : -len(closing)]
-        if (
-            text.startswith(opening)
-            and text.endswith(closing)
-            and len(text) > len(opening)
-            and opening not in inside
-        ):
+        if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) and opening not in inside:
             return inside.strip()
     if text.startswith(r"\boxed{") and text.endswith("}") and chat.boxed(text) == text[len(r"\boxed{") : -1]:
         return text[len(r"\boxed{") : -1].strip()
@@ -205,9 +198,7 @@ def _unit(text: str, currency: str) -> str | None:
     """The unit in one spelling; "" if there is none; None if this is not a unit."""
     text = _UNIT_TEXT.sub(r" \1 ", text)
     text = (
-        re.sub(r"\^ ?(?:\\circ|\{ ?\\circ ?\})|\\(?:degree|circ)\b", "°", text)
-        .replace(r"\%", "%")
-        .replace(r"\$", "$")
+        re.sub(r"\^ ?(?:\\circ|\{ ?\\circ ?\})|\\(?:degree|circ)\b", "°", text).replace(r"\%", "%").replace(r"\$", "$")
     )
     text = " ".join(text.split())
     if currency and text:

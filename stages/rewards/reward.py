@@ -70,9 +70,7 @@ class Reward(BaseModel):
     def text(self, sample: Sample) -> str | None:
         """The part of the response that `scope` names; None if the response has no such part."""
         response = sample.response
-        return {"reasoning": response.reasoning, "answer": response.answer, "whole": response.text}[
-            self.scope
-        ]
+        return {"reasoning": response.reasoning, "answer": response.answer, "whole": response.text}[self.scope]
 
 
 def score_all(rewards: Sequence[Reward], sample: Sample) -> dict[str, float | None]:
@@ -106,8 +104,6 @@ def _column(reward: Reward, samples: Sequence[Sample]) -> list[float | None]:
 
 
 def _sum(rewards: Sequence[Reward], values: Sequence[float | None]) -> dict[str, float | None]:
-    weighted = [
-        reward.weight * value for reward, value in zip(rewards, values, strict=True) if value is not None
-    ]
+    weighted = [reward.weight * value for reward, value in zip(rewards, values, strict=True) if value is not None]
     parts = {f"reward/{reward.kind}": value for reward, value in zip(rewards, values, strict=True)}
     return {"reward": sum(weighted) if weighted else None, **parts}

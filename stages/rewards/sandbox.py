@@ -116,9 +116,7 @@ def _ask(question: Question) -> str:
             if _retire(worker) in _TIME_IS_UP:
                 return "cannot_tell"
         elif "error" in reply:
-            raise ResourceError(
-                f"the judge of {question[0]!r} does not load:\n{reply['error']}", hint="make setup"
-            )
+            raise ResourceError(f"the judge of {question[0]!r} does not load:\n{reply['error']}", hint="make setup")
         else:
             return reply["verdict"]
     return "cannot_tell"

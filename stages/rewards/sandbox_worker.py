@@ -34,9 +34,7 @@ NONSENSE = "no idea"  # some scorers only look for the wrong word, and pay for a
 # What a scorer that calls eval, directly or through sympy, may evaluate: literals, arithmetic, these.
 _EVAL_NODES: tuple[type[ast.AST], ...] = (ast.Expression, ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator)
 _EVAL_NODES += (ast.unaryop, ast.List, ast.Tuple, ast.Name, ast.Load, ast.Call)
-_EVAL_NAMES = (
-    "Symbol Integer Float Rational sqrt exp log ln Abs sin cos tan cot sec csc asin acos atan sinh cosh tanh"
-)
+_EVAL_NAMES = "Symbol Integer Float Rational sqrt exp log ln Abs sin cos tan cot sec csc asin acos atan sinh cosh tanh"
 _EVAL_CALLS = frozenset(_EVAL_NAMES.split())
 
 Judge = Callable[[str, str], str]
@@ -162,9 +160,7 @@ def time_limit() -> Iterator[None]:
 
 def confine() -> TextIO:
     """Set the limits of this process; return the channel for replies (libraries print to stdout)."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for our parent, whose end closes stdin and so ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for our parent, whose end closes stdin and so ends us
     limits = {resource.RLIMIT_AS: MEMORY_LIMIT_BYTES, resource.RLIMIT_FSIZE: 2**20, resource.RLIMIT_CORE: 0}
     for limit, value in limits.items():
         hard = resource.getrlimit(limit)[1]

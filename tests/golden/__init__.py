@@ -1,6 +1,6 @@
 """The resolved configuration of every recipe at every scale it names, as committed text.
 
-    python -m tests.golden      # write all of them again (`make golden`)
+python -m tests.golden      # write all of them again (`make golden`)
 """
 
 from pathlib import Path
