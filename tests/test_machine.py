@@ -141,7 +141,7 @@ def test_a_disk_without_room_is_said_before_a_stage_starts(toy, r1, monkeypatch)
 
 def test_ctrl_c_stops_the_stage_leaves_no_process_and_the_same_command_goes_on(toy):
     command = [sys.executable, TOY_CLI, "run", "toy", "--args", "stages.data.n=100"]
-    run = subprocess.Popen([*command, "stages.data.pause_s=0.1"], start_new_session=True)
+    run = subprocess.Popen([*command, "stages.data.pause_s=0.1"], start_new_session=True, preexec_fn=_hear_ctrl_c)
     progress = toy / "runs/toy-mini/data.partial/progress.json"
     deadline = time.monotonic() + 60
     while not progress.exists() and time.monotonic() < deadline:
@@ -151,6 +151,11 @@ def test_ctrl_c_stops_the_stage_leaves_no_process_and_the_same_command_goes_on(t
     assert progress.exists()
     assert not processes_with(str(toy))
     assert subprocess.run(command).returncode == 0
+
+
+def _hear_ctrl_c() -> None:
+    """A process in the background of a shell is started deaf to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def processes_with(text: str) -> list[str]:

@@ -10,7 +10,7 @@ import os
 _SETTINGS = {
     # A thread that waits for another spins for microseconds, not milliseconds, before it gives its core away:
     # as fast on an idle machine; on a busy one the default made a mini step up to 20 times slower.
-    "GOMP_SPINCOUNT": "3000",
+    "GOMP_SPINCOUNT": "1000",
     # Tokenizing forks no threads, so that child processes (judging answers) can be forked safely.
     "TOKENIZERS_PARALLELISM": "false",
     # A run sends nothing about itself.

@@ -198,6 +198,8 @@ def run_training(trainer: Any, work: Workdir) -> int:
     if start and checkpoints.step_of(start) >= trainer.args.max_steps:  # killed after training, before publishing
         trainer._load_from_checkpoint(str(start))
         return checkpoints.step_of(start)
+    # On a CPU with several threads the gradient of indexing adds up in any order unless it is told not to.
+    torch.use_deterministic_algorithms(trainer.args.device.type == "cpu")
     with _signals_to(stop), quiet():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     step = int(trainer.state.global_step)
