@@ -18,7 +18,7 @@ CHOICE = --scale $(SCALE) $(if $(RUN),--run $(RUN)) $(if $(ARGS),--args $(ARGS))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
-.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start mini-base smollm2 plan stage show report cards golden test test-all check
+.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start mini-base smollm2 plan stage show report cards golden test check
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' Makefile
