@@ -22,7 +22,6 @@ Makes: lists of plain dicts, all values text, with exactly the columns of their 
 Further folders with cards: environment variable R1_CARDS. Command: `make cards`.
 """
 
-import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -45,6 +44,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.errors import CardError, DataError, ReferenceError
 from pipeline.places import DATA_CARDS
+from pipeline.settings import did_you_mean
 from pipeline.sources import RawRow, data_folder, hub_rows, read_rows, sha256_of
 
 if TYPE_CHECKING:
@@ -147,12 +147,6 @@ def bucket(key: str) -> float:
     return int.from_bytes(hashlib.sha256(f"holdout:{key}".encode()).digest()[:8]) / 2**64
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
-
-
 @dataclass(frozen=True)
 class Card:
     """One data set we know. Make it with `load_card`."""
@@ -218,9 +212,7 @@ class Card:
     def check(self, split: str, config: str | None = None) -> None:
         """What can be said without reading a row. Raises CardError or DataError, like `rows`."""
         if split not in self.splits:
-            known = ", ".join(self.splits)
-            near = did_you_mean(split, self.splits)
-            raise CardError(f"card {self.name} has no split '{split}'{near}", f"its splits: {known}")
+            raise CardError(f"card {self.name} has no split '{split}'", did_you_mean(split, self.splits))
         if not self._generates(config) and not self._files(split, config) and not self.block.hub:
             raise DataError(f"card {self.name}: R1_DATA is not set", self._mirror_hint(split))
 
@@ -242,9 +234,7 @@ class Card:
     def _config(self, config: str | None) -> Config:
         if config is None or config in self.configs or self.block.generator:
             return self.block.configs.get(config or "", Config())
-        near = did_you_mean(config, self.configs)
-        known = ", ".join(self.configs) or "none"
-        raise CardError(f"card {self.name} has no config '{config}'{near}", f"its configs: {known}")
+        raise CardError(f"card {self.name} has no config '{config}'", did_you_mean(config, self.configs))
 
     def _generates(self, config: str | None) -> bool:
         return self._config(config).generator or self.block.generator
@@ -365,9 +355,7 @@ class _Source(RawRow):
         self.card = card
 
     def __missing__(self, column: str) -> Any:
-        near = did_you_mean(column, self)
-        hint = f"it has: {', '.join(self) or 'none'}"
-        raise DataError(f"card {self.card}: the source has no column '{column}'{near}", hint)
+        raise DataError(f"card {self.card}: the source has no column '{column}'", did_you_mean(column, self))
 
 
 def usable_gold(row: Row) -> bool:
@@ -426,7 +414,7 @@ def load_card(name: str) -> Card:
         if readme.exists():
             front = _front_matter(readme)
             return Card(readme.parent, front, _read_block(readme, front["r1"]))
-    raise CardError(f"there is no data card '{name}'{did_you_mean(name, list_cards())}", "make cards lists them")
+    raise CardError(f"there is no data card '{name}'", did_you_mean(name, list_cards()))
 
 
 def _front_matter(readme: Path) -> dict[str, Any]:
@@ -448,7 +436,8 @@ def _read_block(readme: Path, block: Any) -> Block:
         where = ".".join(map(str, ("r1", *first["loc"])))
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            what = f"unknown key{did_you_mean(str(first['loc'][-1]), _known_keys(first['loc']))}"
+            hint = did_you_mean(str(first["loc"][-1]), _known_keys(first["loc"]))
+            raise CardError(f"card {readme.parent.name}: {where}: unknown key", hint) from error
         raise CardError(f"card {readme.parent.name}: {where}: {what}", f"mend {readme}") from error
 
 

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.errors import DataError
-from pipeline.refs import CHECKPOINT, CheckpointRef, DatasetRef
-from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
+from pipeline.refs import DatasetRef
+from pipeline.stage import Inputs, Workdir, read_jsonl
 from stages.rewards import AnyReward, Sample, score_many
 from stages.rewards.accuracy import Accuracy
 from stages.rewards.checkers import Verdict, check_many
 from stages.rewards.format import Format
-from stages.sampling import Lora, SamplingStage
+from stages.sampling import SamplingStage
+from stages.training import TrainingStage
 
 if TYPE_CHECKING:
     from stages.engines.samplers import Completion
@@ -36,13 +37,10 @@ if TYPE_CHECKING:
 MAX_GOLDS_CHECKED = 5000
 
 
-class GRPO(SamplingStage):
+class GRPO(TrainingStage, SamplingStage):
     """Samples responses, rewards them by rules, and makes the better ones of each group more likely."""
 
     kind: ClassVar[str] = "grpo"
-    makes: ClassVar[str] = CHECKPOINT
-
-    model: CheckpointRef = Field(description="the checkpoint to start from")
     problems: list[DatasetRef] = Field(description="problems to learn from")
     rewards: tuple[AnyReward, ...] = Field(
         (Accuracy(), Format(weight=0.2)),
@@ -54,15 +52,6 @@ class GRPO(SamplingStage):
     num_generations: int = Field(8, ge=2, description="responses to each problem: the group G")
     temperature: float = Field(1.0, gt=0)
 
-    learning_rate: float = Field(1e-5, gt=0)
-    lr_scheduler_type: str = "constant_with_warmup"
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises to its value")
-    optim: str = "adamw_torch_fused"
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, ge=0)
-
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
     beta: float = Field(0.0, ge=0, description="weight of the KL term that ties the policy to the reference")
     epsilon: float = Field(0.2, ge=0, description="clipping of the importance ratio, below")
@@ -73,16 +62,6 @@ class GRPO(SamplingStage):
     mask_truncated_completions: bool = Field(False, description="leave cut-off responses out of the loss")
     num_iterations: int = Field(1, ge=1, description="updates on each batch of responses")
     ref_model_sync_steps: int = Field(0, ge=0, description="steps between refreshes of the KL reference; 0 = never")
-
-    lora: Lora | None = Field(None, description="train an adapter; null = all weights")
-    quantization: Literal["nf4"] | None = Field(None, description="keep the frozen weights in 4 bits (QLoRA)")
-    trl: dict[str, Any] = Field(default_factory=dict, description="further settings of TRL's GRPOConfig, by its names")
-
-    token_budget: Runtime[int | Literal["auto"]] = Field(
-        "auto", description="tokens of a micro-batch, padding included"
-    )
-    gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
-    save_steps: Runtime[int] = Field(20, ge=1, description="steps between checkpoints to resume from")
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Trains and saves the model; returns means over the last tenth of the steps."""

@@ -15,17 +15,6 @@ from stages.chat import TEMPLATES, Response, parse
 Template = Literal["mini", "r1_zero", "r1_zero_prefilled", "chat"]
 
 
-class Lora(BaseModel):
-    """A low-rank adapter on the linear layers; it is merged into the weights at the end of a stage."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: int = Field(32, ge=1)
-    alpha: int = Field(64, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
-
-
 class Vllm(BaseModel):
     """Options of the vLLM engine, by its own names."""
 

@@ -13,22 +13,20 @@ Command: `make stage STAGE=cold_start`, or as part of `make r1-full`
 """
 
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from pipeline.refs import CHECKPOINT, CheckpointRef, DatasetRef
-from pipeline.stage import Inputs, Runtime, Stage, Workdir, read_jsonl
-from stages.sampling import Lora, Template
+from pipeline.refs import DatasetRef
+from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
+from stages.sampling import Template
+from stages.training import TrainingStage
 
 
-class SFT(Stage):
+class SFT(TrainingStage):
     """Makes the responses of the demos more likely, token by token."""
 
     kind: ClassVar[str] = "sft"
-    makes: ClassVar[str] = CHECKPOINT
-
-    model: CheckpointRef = Field(description="the checkpoint to start from")
     demos: list[DatasetRef] = Field(description="prompts with the responses to learn")
     num_demos: int | None = Field(None, ge=1, description="at most so many from each reference; null = all")
     template: Template = Field("r1_zero", description="how a demo becomes a prompt (stages/chat.py)")
@@ -40,23 +38,8 @@ class SFT(Stage):
     learning_rate: float = Field(5e-5, gt=0)
     lr_scheduler_type: str = "cosine_with_min_lr"
     min_lr_rate: float = Field(0.1, ge=0, le=1, description="where the cosine ends, as a share of the learning rate")
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises to its value")
-    optim: str = "adamw_torch_fused"
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, ge=0)
     loss_on_prompt: bool = Field(False, description="learn the prompts too, not only the responses")
 
-    lora: Lora | None = Field(None, description="train an adapter; null = all weights")
-    quantization: Literal["nf4"] | None = Field(None, description="keep the frozen weights in 4 bits (QLoRA)")
-    trl: dict[str, Any] = Field(default_factory=dict, description="further settings of TRL's SFTConfig, by its names")
-
-    device: Runtime[Literal["auto", "cpu", "cuda"]] = "auto"
-    token_budget: Runtime[int | Literal["auto"]] = Field(
-        "auto", description="tokens of a micro-batch, padding included"
-    )
-    gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
     save_steps: Runtime[int] = Field(50, ge=1, description="steps between checkpoints to resume from")
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:

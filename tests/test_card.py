@@ -212,14 +212,14 @@ def test_a_reference_that_is_none_is_refused() -> None:
 
 def test_an_unknown_card_is_refused_with_the_nearest_name(toys: Toys) -> None:
     toys.card("sums_of_two")
-    with pytest.raises(CardError, match=r"no data card 'sum_of_two' \(did you mean 'sums_of_two'\?\)"):
+    with pytest.raises(CardError, match=r"no data card 'sum_of_two'\nhint: did you mean 'sums_of_two'\?"):
         load_card("sum_of_two")
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_key(toys: Toys) -> None:
-    with pytest.raises(CardError, match=r"r1\.colums: unknown key \(did you mean 'columns'\?\)"):
+    with pytest.raises(CardError, match=r"r1\.colums: unknown key\nhint: did you mean 'columns'\?"):
         toys.card(colums={})
-    with pytest.raises(CardError, match=r"r1\.hub\.revison: unknown key \(did you mean 'revision'\?\)"):
+    with pytest.raises(CardError, match=r"r1\.hub\.revison: unknown key\nhint: did you mean 'revision'\?"):
         toys.card(hub={"id": "a/b", "revision": "a" * 40, "revison": "x"})
 
 
@@ -247,9 +247,9 @@ def test_a_readme_without_the_block_is_refused(toys: Toys) -> None:
 
 def test_an_unknown_split_and_an_unknown_config_name_those_there_are(toys: Toys) -> None:
     card = toys.card(configs={"demos": {}})
-    with pytest.raises(CardError, match=r"no split 'evel' \(did you mean 'eval'\?\)\nhint: its splits: train, eval"):
+    with pytest.raises(CardError, match=r"no split 'evel'\nhint: did you mean 'eval'\? there is: train, eval"):
         card.rows("evel")
-    with pytest.raises(CardError, match=r"no config 'demo' \(did you mean 'demos'\?\)"):
+    with pytest.raises(CardError, match=r"no config 'demo'\nhint: did you mean 'demos'\?"):
         card.rows("train", "demo")
 
 
@@ -257,7 +257,7 @@ def test_an_unknown_split_and_an_unknown_config_name_those_there_are(toys: Toys)
 def test_a_column_the_source_lacks_is_named_with_those_it_has(toys: Toys, prepare: str) -> None:
     toys.source([{"problem": "1 + 1?", "answer": "2"}])
     columns = {"prompt": "problem"} if prepare else BLOCK["columns"]
-    with pytest.raises(DataError, match=r"no column '(question|solution)'.*\nhint: it has: problem, answer"):
+    with pytest.raises(DataError, match=r"no column '(question|solution)'.*\nhint: .*there is: problem, answer"):
         toys.card(prepare=prepare, columns=columns, holdout={}).rows("train")
 
 

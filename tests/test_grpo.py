@@ -16,7 +16,7 @@ from pipeline.stage import ModelSource, Workdir, read_jsonl
 from stages.engines.models import load_model, load_tokenizer, merge_and_save
 from stages.engines.samplers import Sampling, TransformersSampler
 from stages.grpo import GRPO, usable
-from stages.sampling import Lora
+from stages.training import Lora
 from tests.toy_model import save_toy_model
 
 

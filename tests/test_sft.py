@@ -9,8 +9,8 @@ import torch
 from pipeline.errors import ConfigError, DataError, Interrupted, ResourceError
 from stages.engines.models import load_model, load_tokenizer
 from stages.engines.samplers import Sampling, TransformersSampler
-from stages.sampling import Lora
 from stages.sft import SFT
+from stages.training import Lora
 from tests.test_grpo import SignalledWorkdir, ToyInputs, curves, same
 from tests.toy_model import save_toy_model
 

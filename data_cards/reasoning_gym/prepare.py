@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.card import bucket, canonical_id, did_you_mean
+from pipeline.card import bucket, canonical_id
 from pipeline.errors import CardError
+from pipeline.settings import did_you_mean
 
 DEFAULT_SIZE = {"train": 1000, "eval": 500}
 EVAL_SHARE = 0.25
@@ -43,8 +44,7 @@ def _known(task: str | None) -> str:
     if task in REFUSED:
         raise CardError(f"card reasoning_gym: the task '{task}' cannot be used: {REFUSED[task]}")
     if task not in DATASETS:
-        hint = "see data_cards/reasoning_gym/README.md for the list"
-        raise CardError(f"card reasoning_gym has no task '{task}'{did_you_mean(task, DATASETS)}", hint)
+        raise CardError(f"card reasoning_gym has no task '{task}'", did_you_mean(task, DATASETS))
     return task
 
 

@@ -30,15 +30,7 @@ with quiet():
 # Settings of GRPOConfig that have the same name in the stage and are passed on as they are.
 _PASSED_ON = [
     *("num_generations", "max_completion_length", "temperature", "top_p", "max_steps", "num_iterations"),
-    *(
-        "learning_rate",
-        "lr_scheduler_type",
-        "optim",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "max_grad_norm",
-    ),
+    *trainers.PASSED_ON,
     *("loss_type", "beta", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "scale_rewards"),
 ]
 # Settings of GRPOConfig that this stage decides in another way, or that would not reach our trainer.

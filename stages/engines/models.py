@@ -23,7 +23,7 @@ from pipeline.errors import ModelError, ResourceError
 from pipeline.stage import ModelSource
 
 if TYPE_CHECKING:
-    from stages.sampling import Lora
+    from stages.training import Lora
 
 Device = Literal["auto", "cpu", "cuda"]
 Quantization = Literal["nf4"]

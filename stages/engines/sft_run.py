@@ -31,16 +31,6 @@ with quiet():
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-# Settings of SFTConfig that have the same name in the stage and are passed on as they are.
-_PASSED_ON = [
-    "learning_rate",
-    "lr_scheduler_type",
-    "optim",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "max_grad_norm",
-]
 # Settings of SFTConfig that this stage decides in another way.
 _OURS = [
     *trainers.OURS,
@@ -103,7 +93,7 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
 def check(stage: "SFT") -> None:
     """Everything that can be refused before a model is loaded; raises ConfigError or ResourceError."""
     trainers.check_optimiser(stage.optim, choose_device(stage.device))
-    trainers.check_extra(stage.trl, SFTConfig, {*_PASSED_ON, *_OURS})
+    trainers.check_extra(stage.trl, SFTConfig, {*trainers.PASSED_ON, *_OURS})
     trainers.check_quantization(stage.quantization, stage.lora)
 
 
@@ -159,7 +149,7 @@ def _config(stage: "SFT", num_rows: int, work: Workdir, device: torch.device) ->
     try:
         return SFTConfig(
             **trainers.common_arguments(work, device, stage.save_steps, stage.seed),
-            **{name: getattr(stage, name) for name in _PASSED_ON},
+            **{name: getattr(stage, name) for name in trainers.PASSED_ON},
             per_device_train_batch_size=stage.batch_size,
             gradient_accumulation_steps=1,
             max_steps=steps,

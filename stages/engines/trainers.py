@@ -25,6 +25,8 @@ from stages.engines import checkpoints
 from stages.engines.models import quiet
 from stages.engines.token_budget import automatic_budget
 
+# Settings that have the same name in the stages and in TRL's configs and are passed on as they are.
+PASSED_ON = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm")
 # Settings of TRL's configs that every stage of ours decides itself.
 OURS = (
     *(

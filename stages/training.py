@@ -1,0 +1,51 @@
+"""What stages that train a model have in common: the optimiser, LoRA, and what a machine has room for.
+
+Not a stage itself; `GRPO` and `SFT` are.
+"""
+
+from abc import ABC
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.refs import CHECKPOINT, CheckpointRef
+from pipeline.stage import Runtime, Stage
+
+
+class Lora(BaseModel):
+    """A low-rank adapter on the linear layers; it is merged into the weights at the end."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(32, ge=1)
+    alpha: int = Field(64, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class TrainingStage(Stage, ABC):
+    """The fields of a stage that trains; names are those of transformers' TrainingArguments."""
+
+    makes: ClassVar[str] = CHECKPOINT
+
+    model: CheckpointRef = Field(description="the checkpoint to start from")
+
+    learning_rate: float = Field(1e-5, gt=0)
+    lr_scheduler_type: str = "constant_with_warmup"
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises to its value")
+    optim: str = "adamw_torch_fused"
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, ge=0)
+
+    lora: Lora | None = Field(None, description="train an adapter; null = all weights")
+    quantization: Literal["nf4"] | None = Field(None, description="keep the frozen weights in 4 bits (QLoRA)")
+    trl: dict[str, Any] = Field(default_factory=dict, description="further settings of TRL's config, by its names")
+
+    device: Runtime[Literal["auto", "cpu", "cuda"]] = "auto"
+    token_budget: Runtime[int | Literal["auto"]] = Field(
+        "auto", description="tokens of a micro-batch, padding included"
+    )
+    gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
+    save_steps: Runtime[int] = Field(20, ge=1, description="steps between checkpoints to resume from")
