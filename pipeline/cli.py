@@ -112,11 +112,14 @@ def _stage(arguments: argparse.Namespace) -> None:
 def _execute(recipe: Any, wanted: Iterable[str], rebuild: Iterable[str], engine: str) -> None:
     """Makes the wanted stages that are not done, then writes the report."""
     from pipeline.artifact import write_json
-    from pipeline.console import console, progress_bars, show_plan
+    from pipeline.console import console, progress_bars, show_done, show_plan
     from pipeline.plan import DONE
     from pipeline.recipe import require_paths
     from pipeline.report import summary_line, write_report
-    from pipeline.runner import prepare, require_inputs, run_in_process, run_lock
+    from pipeline.runner import Watch, prepare, require_inputs, run_in_process, run_lock
+
+    def make(name: str, watch: Watch) -> None:
+        show_done(run_in_process(recipe, name, watch).manifest)
 
     signal.signal(signal.SIGTERM, _interrupt)
     with run_lock(recipe.folder):
@@ -130,7 +133,7 @@ def _execute(recipe: Any, wanted: Iterable[str], rebuild: Iterable[str], engine:
             write_json(recipe.folder / "recipe.json", recipe.as_json())
             try:
                 with progress_bars() as watch:
-                    _engine(engine)(recipe, todo, lambda n, w: run_in_process(recipe, n, w), watch, console.print)
+                    _engine(engine)(recipe, todo, make, watch, console.print)
             finally:
                 with suppress(OSError):  # a full disk has its own sentence already
                     write_report(recipe.folder)

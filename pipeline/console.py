@@ -1,7 +1,7 @@
 """What a person sees while a run works: the plan, a bar per stage with the time left, one line per finished stage."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +18,29 @@ console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 def show_plan(title: str, lines: list[Line]) -> None:
     """One line per stage: *done*, *resume at step 120*, *to do*, *stale (learning_rate 1e-05 → 2e-05)*."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    console.print(title, style="bold")
+    table = Table(box=None, pad_edge=False)
     for column in ("stage", "kind", "state"):
         table.add_column(column, overflow="fold")
     for line in lines:
         table.add_row(line.stage, line.kind, f"[{STYLE[line.state]}]{_state(line)}")
     console.print(table)
+
+
+def show_done(manifest: Mapping[str, Any]) -> None:
+    """One line for a finished stage: its seconds and its headline figures."""
+    console.print(
+        f"[green]{manifest['stage']} done[/] in {manifest['seconds']:.0f} s  {_headline(manifest['metrics'])}"
+    )
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    measured = metrics.get("pass_at_1")
+    if isinstance(measured, dict):
+        low, high = measured["ci95"]
+        return f"pass@1 {measured['value']:.1%} [{low:.1%}, {high:.1%}]"
+    known = ("reward", "loss", "mean_response_tokens")
+    return "  ".join(f"{name} {metrics[name]:.3g}" for name in known if isinstance(metrics.get(name), int | float))
 
 
 def _state(line: Line) -> str:

@@ -177,6 +177,7 @@ class Workdir:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._started = time.monotonic()
         self._last_progress = 0.0
+        self._note = ""
         self._seconds_before = self._read_seconds()
 
     @property
@@ -205,13 +206,16 @@ class Workdir:
             self.write_jsonl(self.metrics_file.name, rows)
 
     def progress(self, step: int, total: int, note: str = "") -> None:
-        """Says how far the stage is; the runner draws it. Cheap enough to call every step."""
+        """Says how far the stage is; the runner draws it. Cheap to call every step; a note stays until the next."""
         now = time.monotonic()
+        self._note = note or self._note
         if now - self._last_progress > 0.2 or step == total:
             self._last_progress = now
             target = self.path / "progress.json"
             temporary = target.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"step": step, "total": total, "note": note, "seconds": self.seconds}))
+            temporary.write_text(
+                json.dumps({"step": step, "total": total, "note": self._note, "seconds": self.seconds})
+            )
             temporary.replace(target)
 
     def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -349,6 +349,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         tokens = row.pop("sampled_tokens", 0.0)
         row |= {"step_seconds": seconds, "tokens_per_s": tokens / seconds, **peak_memory_gib()}
         self.work.log(self.state.global_step, row)
+        self.work.progress(self.state.global_step, self.args.max_steps, _note(row))
         self._step_metrics = {}
         if self.reference_every and self.state.global_step % self.reference_every == 0:
             self.refresh_reference()
@@ -387,6 +388,12 @@ def _reseeded(sampling: Sampling, seed: int, step: int, process: int) -> Samplin
     """A random stream for each (seed, step, process): a resume samples the same without saved state."""
     mixed = (seed * 1_000_003 + step) * 1_009 + process
     return Sampling(**{**vars(sampling), "seed": mixed % 2**63})
+
+
+def _note(row: dict[str, float]) -> str:
+    """What a person wants to see beside the bar."""
+    right = f"pass@1 {row['pass_at_1']:.0%} · " if "pass_at_1" in row else ""
+    return f"{right}reward {row['reward']:.2f} · {row['mean_response_tokens']:.0f} tokens" if "reward" in row else right
 
 
 def _number(value: float | None) -> float:
