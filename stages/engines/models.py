@@ -29,7 +29,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Quantization = Literal["nf4"]
 
 # Merging adds B @ A to the weights, which rounds. More than this, as a mean KL divergence in nats a token, is
-# no rounding: SFT of SmolLM2-135M in bf16 differs by a few thousandths.
+# no rounding: a random adapter of rank 32 on SmolLM2-135M in bf16 was off by 0.005.
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 
