@@ -308,7 +308,7 @@ class Card:
         hook = self._hook("row") if (self.folder / "prepare.py").exists() else None
         for raw in raws:
             source = _Source(raw, self.name)
-            row = constants | {ours: _text(source[theirs]) for ours, theirs in columns.items()}
+            row = constants | {ours: as_text(source[theirs]) for ours, theirs in columns.items()}
             more = hook(source, config) if hook else {}
             if more is not None:
                 yield _with_id(row | more)
@@ -370,7 +370,8 @@ def usable_gold(row: Row) -> bool:
         return False
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value of a source's row as text: what is not text is written as JSON, nothing as ""."""
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value, ensure_ascii=False)

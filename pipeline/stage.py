@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -28,9 +29,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import card
 from pipeline.artifact import load, sha256, write_json
+from pipeline.card import Row
 from pipeline.errors import DataError, ReferenceError
 from pipeline.places import ROOT, runs_folder
 from pipeline.refs import Ref, Wants
+from pipeline.sources import read_rows
 
 
 class _Runtime:
@@ -137,24 +140,41 @@ class Inputs:
             raise ReferenceError(f"{field}: there is no model at {folder} (config.json is missing)")
         return ModelSource(str(folder))
 
-    def rows(self, field: str, limit: int | None = None) -> list[dict[str, str]]:
+    def rows(self, field: str, limit: int | None = None) -> list[Row]:
         """The rows of every reference in a DatasetRef field, in order; at most `limit` from each."""
-        split = self._stage.default_split(field)
-        value = getattr(self._stage, field)
-        refs = value if isinstance(value, list | tuple) else [value]
-        found = [row for ref in refs for row in self._rows_of(ref, split, limit)]
-        if not found:
-            raise DataError(f"{field}: {', '.join(map(str, refs))} has no rows", hint="`make cards` lists the cards")
-        return found
+        return [row for _, rows in self.rows_by_source(field, limit) for row in rows]
 
-    def _rows_of(self, ref: Ref, split: str, limit: int | None) -> list[dict[str, str]]:
+    def rows_by_source(self, field: str, limit: int | None = None) -> list[tuple[Ref, list[Row]]]:
+        """Each reference of a DatasetRef field with its own rows, at most `limit`; DataError if one has none."""
+        value = getattr(self._stage, field)
+        refs = list(value) if isinstance(value, list | tuple) else [value] * (value is not None)
+        if not refs:
+            raise DataError(f"{field}: it names no data set", hint=f"give {field} a list such as [card:gsm8k]")
+        return [(ref, self._rows_of(ref, field, limit)) for ref in refs]
+
+    def _rows_of(self, ref: Ref, field: str, limit: int | None) -> list[Row]:
         if ref.scheme == "card":
             name, config, own_split = card.parse_card_ref(ref.target)
-            return card.load_card(name).rows(own_split or split, config, limit=limit, seed=self._stage.seed)
-        folder = locate(ref, self._run_dir)
-        files = sorted((load(folder).path if ref.scheme != "path" else folder).glob("*.jsonl"))
-        rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-        return rows[:limit]
+            split = own_split or self._stage.default_split(field)
+            rows = card.load_card(name).rows(split, config, limit=limit, seed=self._stage.seed)
+        else:
+            folder = locate(ref, self._run_dir)
+            rows = read_dataset(folder if ref.scheme == "path" else load(folder).path, limit)
+        if not rows:
+            raise DataError(f"{field}: {ref} has no rows", hint="`make cards` lists the cards, `make plan` the stages")
+        return rows
+
+
+def read_dataset(folder: Path, limit: int | None = None) -> list[Row]:
+    """The first `limit` rows of a data set's folder, every value as text, file by file in the order of their names.
+
+    Rows lie in `rows/*.parquet` (an artifact of ours) or beside each other in `*.parquet` and `*.jsonl`.
+    """
+    files = sorted((folder / "rows").glob("*.parquet")) or sorted(
+        file for file in folder.glob("*") if file.suffix in (".parquet", ".jsonl")
+    )
+    rows = islice(chain.from_iterable(map(read_rows, files)), limit)
+    return [{column: card.as_text(value) for column, value in row.items()} for row in rows]
 
 
 def locate(ref: Ref, run_dir: Path) -> Path:
