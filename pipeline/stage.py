@@ -170,9 +170,9 @@ def read_dataset(folder: Path, limit: int | None = None) -> list[Row]:
 
     Rows lie in `rows/*.parquet` (an artifact of ours) or beside each other in `*.parquet` and `*.jsonl`.
     """
-    files = sorted((folder / "rows").glob("*.parquet")) or sorted(
-        file for file in folder.glob("*") if file.suffix in (".parquet", ".jsonl")
-    )
+    shards = folder / "rows"
+    beside = (file for file in folder.glob("*") if file.suffix in (".parquet", ".jsonl"))
+    files = sorted(shards.glob("*.parquet") if shards.is_dir() else beside)
     rows = islice(chain.from_iterable(map(read_rows, files)), limit)
     return [{column: card.as_text(value) for column, value in row.items()} for row in rows]
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import Field
 
 from pipeline import stage as stage_module
 from pipeline.artifact import publish
@@ -18,7 +19,7 @@ from pipeline.stage import Inputs, Stage
 class Reads(Stage):
     kind: ClassVar[str] = "reads"
     makes: ClassVar[str] = DATASET
-    demos: list[DatasetRef] = []
+    demos: list[DatasetRef] = Field([])
 
     def run(self, inputs: Any, work: Any) -> dict[str, Any]:
         return {}
@@ -41,9 +42,8 @@ def dataset(run_dir: Path, name: str, *shards: list[dict[str, Any]]) -> None:
 
 
 def demos(*ids: str, **more: Any) -> list[dict[str, Any]]:
-    return [
-        {"id": i, "prompt": "2+2?", "response": "四", "domain": "arithmetic", "language": "en", **more} for i in ids
-    ]
+    row = {"prompt": "2+2?", "response": "四", "domain": "arithmetic", "language": "en"}
+    return [{"id": i, **row, **more} for i in ids]
 
 
 def test_the_parquet_shards_of_a_data_set_are_read_in_order_as_text(run_dir: Path) -> None:
