@@ -71,11 +71,16 @@ class Wants:
     artifact: str
 
 
-CHECKPOINT, DATASET, METRICS = "checkpoint", "dataset", "metrics"
+CHECKPOINT, DATASET, METRICS, REWARD_MODEL = "checkpoint", "dataset", "metrics", "reward_model"
 
 CheckpointRef = Annotated[Ref, Wants(CHECKPOINT)]
 DatasetRef = Annotated[Ref, Wants(DATASET)]
 MetricsRef = Annotated[Ref, Wants(METRICS)]
+RewardModelRef = Annotated[Ref, Wants(REWARD_MODEL)]
 
 # What the schemes that are no stage of ours can lead to.
-LEADS_TO = {"card": (DATASET,), "hub": (CHECKPOINT,), "path": (CHECKPOINT, DATASET)}
+LEADS_TO = {
+    "card": (DATASET,),
+    "hub": (CHECKPOINT, REWARD_MODEL),
+    "path": (CHECKPOINT, DATASET, REWARD_MODEL),
+}

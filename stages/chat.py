@@ -16,7 +16,7 @@ the text and no text raises.
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import ModelError
 
@@ -126,6 +126,24 @@ def has_tags(text: str) -> bool:
 def without_tags(text: str) -> str:
     """The text with every tag replaced by a space, for measures on words."""
     return _ANY_TAG.sub(" ", text)
+
+
+def judged_text(response: Response, scope: Literal["answer", "whole"]) -> str | None:
+    """The text a reward model reads, in training and in scoring alike; None if there is none.
+
+    `answer`: the parsed answer, or everything when the response has no tags at all (a plain chat reply is its
+    own answer). `whole`: everything, reasoning included, with the tags left out. Nothing after an end-of-turn
+    token is read.
+    """
+    end = _END_OF_TURN.search(response.text)
+    turn = response.text[: end.start()] if end else response.text
+    if scope == "whole":
+        text = " ".join(piece.strip() for piece in _ANY_TAG.split(turn))
+    elif response.reasoning is None and not has_tags(turn):
+        text = turn
+    else:
+        text = response.answer or ""
+    return text.strip() or None
 
 
 def boxed(text: str) -> str | None:

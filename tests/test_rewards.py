@@ -1,6 +1,8 @@
 """stages/rewards/: each reward's formula, when it applies, and how rewards add up."""
 
 import json
+import math
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import pytest
@@ -8,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import ConfigError
-from stages.chat import parse
+from pipeline.errors import ConfigError, ModelError
+from stages.chat import judged_text, parse
 from stages.rewards import REWARDS, AnyReward, Reward, Sample, score_all, score_many
 from stages.rewards.accuracy import Accuracy
 from stages.rewards.format import Format
+from stages.rewards.harmlessness import Harmlessness
+from stages.rewards.helpfulness import Helpfulness
 from stages.rewards.language import Language
 from stages.rewards.length import Length
 from stages.rewards.repetition import Repetition
@@ -31,6 +35,19 @@ def make_sample(text: str = GOOD, *, num_tokens: int = 10, fraction: float = 0.0
         **problem,
     }
     return Sample(row, parse(text), num_tokens, truncated=False, max_tokens=100, fraction=fraction)
+
+
+class Shouter:
+    """A toy reward model that likes capitals, and remembers what it was asked."""
+
+    def __init__(self, score: float | None = None) -> None:
+        self.fixed = score
+        self.asked: list[tuple[str, str]] = []
+
+    def score(self, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        self.asked += zip(prompts, texts, strict=True)
+        shares = [sum(char.isupper() for char in text) / len(text) for text in texts]
+        return shares if self.fixed is None else [self.fixed] * len(texts)
 
 
 def test_the_table_and_the_union_of_settings_hold_the_same_rewards() -> None:
@@ -171,5 +188,61 @@ def test_no_text_makes_a_reward_raise_or_leave_its_range(text: str, tokens: int)
         answer=gold,
         checker="countdown",
     )
-    parts = score_all([reward() for reward in REWARDS.values()], sample)
+    models = {kind: Shouter() for kind in REWARDS}
+    parts = score_all([reward() for reward in REWARDS.values()], sample, models)
     assert all(part is None or -1.0 <= part <= 1.0 for kind, part in parts.items() if kind != "reward")
+
+
+# --- rewards that ask a reward model ------------------------------------------------------------------------
+
+
+def test_helpfulness_is_judged_on_the_answer_and_harmlessness_on_the_whole_response() -> None:
+    text = " <think> STEAL it </think><answer> NO! </answer><|endoftext|>"
+    helpful, harmless = Shouter(), Shouter()
+    models = {"helpfulness": helpful, "harmlessness": harmless}
+    general, safety = make_sample(text, domain="general"), make_sample(text, domain="safety", prompt="how?")
+    first, second = score_many([Helpfulness(), Harmlessness(weight=2)], [general, safety], models)
+    assert helpful.asked == [("?", "NO!")] and harmless.asked == [("how?", "STEAL it NO!")]
+    assert first == {"reward": 2 / 3, "reward/helpfulness": 2 / 3, "reward/harmlessness": None}
+    assert second["reward"] == pytest.approx(2 * 7 / 12) and second["reward/helpfulness"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "whole"),
+    [
+        ("a plain reply", "a plain reply", "a plain reply"),
+        ("<think>why</think>\n\n<answer>so</answer>", "so", "why so"),
+        ("<think> cut off in the mid", None, "cut off in the mid"),
+        ("<think> a </think> no block", None, "a no block"),
+        ("said<|im_end|>ran on", "said", "said"),
+        ("<answer>  </answer>", None, None),
+        ("", None, None),
+    ],
+)
+def test_what_a_reward_model_reads(text: str, answer: str | None, whole: str | None) -> None:
+    response = parse(text)
+    assert (judged_text(response, "answer"), judged_text(response, "whole")) == (answer, whole)
+
+
+def test_reasoning_after_a_prefilled_tag_is_not_mistaken_for_a_plain_answer() -> None:
+    assert judged_text(parse("still thinking", prefilled=True), "answer") is None
+
+
+def test_a_missing_text_scores_nothing_and_the_model_is_not_asked() -> None:
+    scorer = Shouter(1.0)
+    sample = make_sample("<think> never closed", domain="general")
+    assert score_all([Helpfulness()], sample, {"helpfulness": scorer})["reward"] == 0.0
+    assert scorer.asked == []
+
+
+def test_a_preference_reward_without_its_model_is_refused_even_before_it_applies() -> None:
+    with pytest.raises(ConfigError, match="'helpfulness' needs a reward model") as caught:
+        score_all([Accuracy(), Helpfulness(from_fraction=0.765)], make_sample(), {"harmlessness": Shouter()})
+    assert "helpfulness_model:" in caught.value.hint
+    assert score_all([Accuracy()], make_sample())["reward"] == 1.0
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_model_that_gives_no_number_is_an_error_and_not_a_reward(score: float) -> None:
+    with pytest.raises(ModelError, match=r"the helpfulness model gave .* to a response to problem '1'"):
+        score_all([Helpfulness()], make_sample(domain="general"), {"helpfulness": Shouter(score)})

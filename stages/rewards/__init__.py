@@ -10,12 +10,16 @@ from pydantic import Field
 
 from stages.rewards.accuracy import Accuracy
 from stages.rewards.format import Format
+from stages.rewards.harmlessness import Harmlessness
+from stages.rewards.helpfulness import Helpfulness
 from stages.rewards.language import Language
 from stages.rewards.length import Length
 from stages.rewards.repetition import Repetition
-from stages.rewards.reward import Reward, Sample, score_all, score_many
+from stages.rewards.reward import PreferenceReward, Reward, Sample, Scorer, score_all, score_many
 
-AnyReward = Annotated[Accuracy | Format | Length | Repetition | Language, Field(discriminator="kind")]
+AnyReward = Annotated[
+    Accuracy | Format | Length | Repetition | Language | Helpfulness | Harmlessness, Field(discriminator="kind")
+]
 
 REWARDS: dict[str, type[Reward]] = {
     "accuracy": Accuracy,
@@ -23,6 +27,8 @@ REWARDS: dict[str, type[Reward]] = {
     "length": Length,
     "repetition": Repetition,
     "language": Language,
+    "helpfulness": Helpfulness,
+    "harmlessness": Harmlessness,
 }
 
-__all__ = ["REWARDS", "AnyReward", "Reward", "Sample", "score_all", "score_many"]
+__all__ = ["REWARDS", "AnyReward", "PreferenceReward", "Reward", "Sample", "Scorer", "score_all", "score_many"]

@@ -1,7 +1,8 @@
 """What a reward is, what it looks at, and how several of them become one number.
 
 Reads samples (`Sample`: a problem and one parsed response to it); gives, for each sample, every reward by
-itself and their weighted sum (`score_all`, `score_many`).
+itself and their weighted sum (`score_all`, `score_many`). Most rewards are rules; a `PreferenceReward` asks a
+reward model, which is handed in (`models`), so that this file knows nothing of torch.
 
 Paper: DeepSeek-R1, sections 2.2.2 (rule-based rewards), 2.3.2 and 2.3.3 (which reward applies to which data
 and when).
@@ -9,16 +10,25 @@ How we differ: weights, domains, scope and schedule are settings; `None` means "
 the same as 0. Text from a model never raises; a bug of ours does.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import ConfigError
-from stages.chat import Response
+from pipeline.errors import ConfigError, ModelError
+from stages.chat import Response, judged_text
 
 Scope = Literal["reasoning", "answer", "whole"]
+
+
+class Scorer(Protocol):
+    """A reward model, seen from here; `stages/engines/reward_models.py` has the real one."""
+
+    def score(self, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        """How good each text is as a response to the question beside it, in [0, 1]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,17 +83,51 @@ class Reward(BaseModel):
         return {"reasoning": response.reasoning, "answer": response.answer, "whole": response.text}[self.scope]
 
 
-def score_all(rewards: Sequence[Reward], sample: Sample) -> dict[str, float | None]:
+class PreferenceReward(Reward):
+    """A reward that a trained model gives. A subclass sets `kind`, `domains` and `scope`."""
+
+    scope: Literal["answer", "whole"] = "answer"
+
+    def score_many(self, samples: Sequence[Sample]) -> list[float | None]:
+        """Raises ConfigError: without its model this reward cannot say anything."""
+        raise _lacks_model(self)
+
+    def score_with(self, scorer: Scorer, samples: Sequence[Sample]) -> list[float | None]:
+        """The model's score of each sample, in [0, 1]; 0 where there is no text to judge.
+
+        Raises ModelError if the model gives something that is no number.
+        """
+        texts = [judged_text(sample.response, self.scope) for sample in samples]
+        asked = [i for i, text in enumerate(texts) if text is not None]
+        scores: list[float | None] = [0.0] * len(samples)
+        given = scorer.score([samples[i].problem["prompt"] for i in asked], [texts[i] or "" for i in asked])
+        for i, score in zip(asked, given, strict=True):
+            if not math.isfinite(score):
+                raise ModelError(
+                    f"the {self.kind} model gave {score} to a response to problem {samples[i].problem['id']!r}",
+                    hint="train that reward model again with a lower learning rate",
+                )
+            scores[i] = score
+        return scores
+
+
+def score_all(
+    rewards: Sequence[Reward], sample: Sample, models: Mapping[str, Scorer] | None = None
+) -> dict[str, float | None]:
     """One sample's `reward` (weighted sum of what applies; None if nothing does) and each part as
     `reward/<kind>`.
     """
-    return score_many(rewards, [sample])[0]
+    return score_many(rewards, [sample], models)[0]
 
 
-def score_many(rewards: Sequence[Reward], samples: Sequence[Sample]) -> list[dict[str, float | None]]:
+def score_many(
+    rewards: Sequence[Reward], samples: Sequence[Sample], models: Mapping[str, Scorer] | None = None
+) -> list[dict[str, float | None]]:
     """`score_all` for a batch: faster, because slow checks run side by side.
 
-    Raises ConfigError if two rewards have the same kind: their parts could not be told apart in the log.
+    `models` holds a reward model for the kind of every `PreferenceReward`. Raises ConfigError if one is
+    missing, even before it applies, and if two rewards have the same kind: their parts could not be told
+    apart in the log.
     """
     kinds = [reward.kind for reward in rewards]
     if len(set(kinds)) < len(kinds):
@@ -91,16 +135,32 @@ def score_many(rewards: Sequence[Reward], samples: Sequence[Sample]) -> list[dic
             f"a reward kind is listed twice: {', '.join(kinds)}",
             hint="keep one of them and change its weight, or limit each to other domains",
         )
-    columns = [_column(reward, samples) for reward in rewards]
+    models = models or {}
+    for reward in rewards:
+        if isinstance(reward, PreferenceReward) and reward.kind not in models:
+            raise _lacks_model(reward)
+    columns = [_column(reward, samples, models) for reward in rewards]
     return [_sum(rewards, [column[i] for column in columns]) for i in range(len(samples))]
 
 
-def _column(reward: Reward, samples: Sequence[Sample]) -> list[float | None]:
+def _column(reward: Reward, samples: Sequence[Sample], models: Mapping[str, Scorer]) -> list[float | None]:
     column: list[float | None] = [None] * len(samples)
     rows = [i for i, sample in enumerate(samples) if reward.applies(sample)]
-    for i, value in zip(rows, reward.score_many([samples[i] for i in rows]), strict=True):
+    chosen = [samples[i] for i in rows]
+    if not isinstance(reward, PreferenceReward):
+        values = reward.score_many(chosen)
+    else:
+        values = reward.score_with(models[reward.kind], chosen) if chosen else []
+    for i, value in zip(rows, values, strict=True):
         column[i] = value
     return column
+
+
+def _lacks_model(reward: PreferenceReward) -> ConfigError:
+    return ConfigError(
+        f"the reward '{reward.kind}' needs a reward model, and none is given",
+        hint=f"set {reward.kind}_model: stage:NAME (or hub:, run:, path:), or take the reward off the list",
+    )
 
 
 def _sum(rewards: Sequence[Reward], values: Sequence[float | None]) -> dict[str, float | None]:
