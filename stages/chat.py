@@ -138,7 +138,7 @@ def judged_text(response: Response, scope: Literal["answer", "whole"]) -> str | 
     end = _END_OF_TURN.search(response.text)
     turn = response.text[: end.start()] if end else response.text
     if scope == "whole":
-        text = " ".join(piece.strip() for piece in _ANY_TAG.split(turn))
+        text = " ".join(piece.strip() for piece in _ANY_TAG.split(turn) if piece.strip())
     elif response.reasoning is None and not has_tags(turn):
         text = turn
     else:
