@@ -24,11 +24,11 @@ from pipeline.refs import METRICS, CheckpointRef, DatasetRef
 from pipeline.stage import Inputs, Runtime, Workdir
 from stages.chat import Response, without_tags
 from stages.language import language_share
-from stages.rewards.checkers import Verdict, answer_text, check_many
-from stages.sampling import SamplingStage
+from stages.rewards.checkers import Verdict
+from stages.sampling import LazySampler, SamplingStage
 
 if TYPE_CHECKING:
-    from stages.engines.samplers import Completion, Sampler
+    from stages.engines.samplers import Completion
 
 Row = dict[str, Any]
 
@@ -65,49 +65,20 @@ class Evaluate(SamplingStage):
 
     def _parts(self, problems: list[Row], inputs: Inputs, work: Workdir) -> Iterable[list[Row]]:
         """Judged responses, part by part; a part that an earlier process finished is read, not made again."""
-        sampler = None
-        for start in range(0, len(problems), self.part_size):
-            file = work.checkpoints / f"part-{self.part_size}-{start}.json"
-            if not file.exists():
-                sampler = sampler or self._open(inputs)
-                write_json(file, self._part(problems[start : start + self.part_size], start, sampler))
-            yield read_json(file)
-            work.progress(min(start + self.part_size, len(problems)), len(problems), "problems")
-        if sampler:
-            sampler[0].close()
-
-    def _open(self, inputs: Inputs) -> "tuple[Sampler, Any]":
-        """The engine and the tokenizer; torch is imported here."""
-        from stages.engines.engine import open_sampler
-        from stages.engines.models import choose_device, load_tokenizer
-
-        source, device = inputs.checkpoint("model"), choose_device(self.device)
-        tokenizer = load_tokenizer(source)
-        return open_sampler(self, source, tokenizer, device), tokenizer
-
-    def _part(self, problems: list[Row], start: int, opened: "tuple[Sampler, Any]") -> list[Row]:
-        from stages.engines.samplers import Sampling
-
-        sampler, tokenizer = opened
-        seed = self.seed * 1_000_003 + start
-        sampling = Sampling(self.temperature, self.top_p, self.max_completion_length, seed, self.stop)
-        groups = sampler.generate(self.prompts(problems, tokenizer), self.num_samples, sampling)
-        pairs = [(problem, completion) for problem, group in zip(problems, groups, strict=True) for completion in group]
-        return self.judge(pairs)
+        with LazySampler(self, inputs.checkpoint("model")) as sampler:
+            for start in range(0, len(problems), self.part_size):
+                part = problems[start : start + self.part_size]
+                file = work.checkpoints / f"part-{self.part_size}-{start}.json"
+                if not file.exists():
+                    groups = sampler.sample(part, self.num_samples, start)
+                    write_json(file, self.judge([(p, c) for p, group in zip(part, groups, strict=True) for c in group]))
+                yield read_json(file)
+                work.progress(start + len(part), len(problems), "problems")
 
     def judge(self, pairs: "Sequence[tuple[Row, Completion]]") -> list[Row]:
         """One row for each (problem, completion): the columns of `completions.jsonl` and what is measured on
         them."""
-        responses = [self.parse(completion.text) for _, completion in pairs]
-        questions = [
-            (answer_text(response, problem["checker"]), problem)
-            for response, (problem, _) in zip(responses, pairs, strict=True)
-        ]
-        verdicts = check_many(questions)
-        return [
-            _row(problem, completion, response, verdict)
-            for (problem, completion), response, verdict in zip(pairs, responses, verdicts, strict=True)
-        ]
+        return [_row(*one) for one in self.judged(pairs)]
 
 
 COLUMNS = (
@@ -124,7 +95,7 @@ COLUMNS = (
 )
 
 
-def _row(problem: Row, completion: "Completion", response: Response, verdict: Verdict) -> Row:
+def _row(problem: Mapping[str, str], completion: "Completion", response: Response, verdict: Verdict) -> Row:
     return {
         **{name: problem[name] for name in ("id", "prompt", "answer", "domain", "language")},
         "completion": completion.text,

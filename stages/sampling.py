@@ -1,16 +1,20 @@
-"""What stages share: how to prompt, how to sample and on which engine, what a LoRA adapter is.
+"""What stages that sample share: how to prompt, how to sample and on which engine, and how answers are judged.
 
-Not a stage itself; `GRPO`, `Evaluate` and `SFT` are.
+Not a stage itself; `GRPO`, `Evaluate` and `RejectionSampling` are.
 """
 
 from abc import ABC
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.stage import Runtime, Stage
+from pipeline.stage import ModelSource, Runtime, Stage
 from stages.chat import TEMPLATES, Response, parse
+from stages.rewards.checkers import Verdict, answer_text, check_many
+
+if TYPE_CHECKING:
+    from stages.engines.samplers import Completion, Sampler
 
 Template = Literal["mini", "r1_zero", "r1_zero_prefilled", "chat"]
 
@@ -54,3 +58,66 @@ class SamplingStage(Stage, ABC):
     def stop(self) -> tuple[str, ...]:
         """Texts at which a response ends."""
         return TEMPLATES[self.template].stop
+
+    def judged(self, pairs: "Sequence[tuple[Mapping[str, str], Completion]]") -> "list[Judged]":
+        """Each (problem, completion) taken apart and checked, in order; no text raises."""
+        responses = [self.parse(completion.text) for _, completion in pairs]
+        questions = [
+            (answer_text(response, problem["checker"]), problem)
+            for response, (problem, _) in zip(responses, pairs, strict=True)
+        ]
+        verdicts = check_many(questions)
+        return [
+            Judged(problem, completion, response, verdict)
+            for (problem, completion), response, verdict in zip(pairs, responses, verdicts, strict=True)
+        ]
+
+
+class Judged(NamedTuple):
+    """A completion with what is known of it."""
+
+    problem: Mapping[str, str]
+    completion: "Completion"
+    response: Response
+    verdict: Verdict
+
+
+class LazySampler:
+    """A stage's checkpoint on its engine, opened when the first completions are asked for.
+
+    So a stage that finds all its parts done on a resume loads no model. Use it in a `with`; it closes the engine.
+    """
+
+    def __init__(self, stage: SamplingStage, source: ModelSource) -> None:
+        self._stage, self._source = stage, source
+        self._sampler: Sampler | None = None
+        self._tokenizer: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._sampler:
+            self._sampler.close()
+
+    def sample(self, problems: Sequence[dict[str, str]], n: int, place: int) -> "list[list[Completion]]":
+        """`n` completions for each problem, in order.
+
+        `place` (how many problems come before these) names the random stream, so a part sampled again after a
+        resume comes out the same.
+        """
+        from stages.engines.samplers import Sampling
+
+        stage, sampler = self._stage, self._sampler or self._open()
+        seed = stage.seed * 1_000_003 + place
+        sampling = Sampling(stage.temperature, stage.top_p, stage.max_completion_length, seed, stage.stop)
+        return sampler.generate(stage.prompts(problems, self._tokenizer), n, sampling)
+
+    def _open(self) -> "Sampler":
+        from stages.engines.engine import open_sampler
+        from stages.engines.models import choose_device, load_tokenizer
+
+        self._tokenizer = load_tokenizer(self._source)
+        device = choose_device(self._stage.device)
+        self._sampler = open_sampler(self._stage, self._source, self._tokenizer, device)
+        return self._sampler
