@@ -11,6 +11,7 @@ matter holds one more block, `r1:`, and beside it `prepare.py` where mapping col
       columns: {prompt: question}            # ours: the source's
       constants: {checker: math, domain: math, language: en}
       holdout: {eval: 0.1}                   # this share of the source's train split, by a hash of the id
+      unique: true                           # only the first row of each id; problems are so always
       configs: {demos: {rows: demo}}         # what differs in a config
 
 `prepare.py` may hold `row(raw, config) -> dict | None`, whose keys are laid over the mapped columns (None
@@ -103,6 +104,7 @@ class Block(_Block):
     columns: dict[str, str] = {}
     constants: dict[str, str] = {}
     holdout: dict[str, float] = {}
+    unique: bool = False
     splits: tuple[str, ...] = ("train", "eval")
     """The splits of a generator; a source's splits follow from `hub`, `mirror` and `holdout`."""
     configs: dict[str, Config] = {}
@@ -118,6 +120,15 @@ class Block(_Block):
         if taken:
             raise ValueError(f"`holdout` makes {sorted(taken)}, which the source has already")
         return self
+
+
+def licence_warnings(card: str, licence: str) -> tuple[str, ...]:
+    """What to know before using or publishing the data of `card`; manifests record the licence by the same words."""
+    if licence == "not stated":
+        return (f"card {card}: the source states no licence; ask its authors before publishing",)
+    if re.search(r"(^|-)nc(-|$)", licence):
+        return (f"card {card}: licence {licence} allows no commercial use",)
+    return ()
 
 
 class CardAddress(NamedTuple):
@@ -168,11 +179,7 @@ class Card:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences a person should read before using or publishing the data."""
-        if self.licence == "not stated":
-            return (f"card {self.name}: the source states no licence; ask its authors before publishing",)
-        if re.search(r"(^|-)nc(-|$)", self.licence):
-            return (f"card {self.name}: licence {self.licence} allows no commercial use",)
-        return ()
+        return licence_warnings(self.name, self.licence)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -244,11 +251,11 @@ class Card:
         return list(itertools.islice(made, limit))
 
     def _sourced(self, split: str, config: str | None) -> list[Row]:
-        """Rows of a split in the source's order, each problem once."""
+        """Rows of a split in the source's order; each problem once, and other rows where the card is `unique`."""
         mapped = self._mapped(self._raw(self._source_split(split), config), config)
         if self._source_split(split) == "train":
             mapped = (row for row in mapped if self._split_of(row) == split)
-        if self.shape(config) != "problem":
+        if self.shape(config) != "problem" and not self.block.unique:
             return list(mapped)
         # The same problem twice would weigh double in training and in the interval of a score.
         first: dict[tuple[str, str], Row] = {}

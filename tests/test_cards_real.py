@@ -140,3 +140,14 @@ def test_a_task_that_cannot_be_used_is_refused(task: str | None, sentence: str) 
 
 def test_countdown_says_that_its_source_states_no_licence() -> None:
     assert "states no licence" in load_card("countdown").warnings[0]
+
+
+def test_instruction_data_asks_each_question_once_and_its_answers_can_be_read(mirror: Path) -> None:
+    card = load_card("instruction_data")
+    train, held_out = card.rows("train"), card.rows("eval")
+    assert (len(ids(train)), len(ids(held_out))) == (len(train), len(held_out)) == (978, 97)
+    assert not ids(train) & ids(held_out)
+    for demo in train:
+        response = parse(demo["response"])
+        assert response.reasoning is None
+        assert response.answer and response.answer in demo["response"]
