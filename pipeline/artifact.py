@@ -91,6 +91,22 @@ def damage(folder: Path, deep: bool = False) -> list[str]:
     return found
 
 
+def step_of(checkpoint: Path) -> int:
+    """The number of updates behind a folder called `checkpoint-STEP`."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The folders called `checkpoint-STEP`, whole or torn, oldest first."""
+    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=step_of)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole `checkpoint-STEP` in `folder`, where a stage keeps what it can resume from."""
+    return next((path for path in reversed(checkpoints_in(folder)) if is_whole(path)), None)
+
+
 def publish(partial: Path, final: Path, record: dict[str, Any]) -> Artifact:
     """Seals `partial` and renames it to `final`; `record` is the manifest without `files`."""
     seal(partial, record)

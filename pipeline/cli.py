@@ -1,9 +1,10 @@
 """The command line, used through the Makefile: `python -m pipeline VERB …` (or `r1 VERB …`).
 
     run RECIPE      make every stage that is not done        stage RECIPE NAME   make one stage
-    plan RECIPE     what a run would do                      show RECIPE         the resolved configuration
+    plan RECIPE     what a run would do, and how long        show RECIPE         the resolved configuration
     report RUN      write report.html and report.json again  cards               the data sets there are
 
+`--from STAGE` and `--until STAGE` keep `run` and `plan` to a part of the recipe.
 Exit codes: 0 done, 2 something the user can mend (one sentence and a hint), 75 interrupted and resumable.
 """
 
@@ -11,7 +12,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -48,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         _recipe_arguments(verb)
         if name == "stage":
             verb.add_argument("--stage", required=True, help="the stage to make; what it rests on must be done")
+        if name in ("run", "plan"):
+            verb.add_argument("--from", dest="first", help="begin with this stage; what it rests on must be done")
+            verb.add_argument("--until", dest="last", help="end with this stage")
         if name in ("run", "stage"):
             verb.add_argument(
                 "--rebuild", action="append", default=[], help="make this stage and what rests on it again"
@@ -78,14 +82,26 @@ def _load(arguments: argparse.Namespace) -> Any:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from pipeline.console import console, show_plan
     from pipeline.plan import make_plan
-    from pipeline.recipe import missing_paths
 
     recipe = _load(arguments)
-    show_plan(f"{recipe.name} at scale {recipe.scale} in run {recipe.run}", make_plan(recipe))
-    for sentence in missing_paths(recipe):
-        console.print(f"note: {sentence}; {recipe.setup}", style="yellow")
+    _show_plan(recipe, make_plan(recipe), recipe.between(arguments.first, arguments.last))
+
+
+def _show_plan(recipe: Any, lines: Iterable[Any], wanted: Collection[str]) -> None:
+    """The wanted stages with the minutes they will take, and what should be known before they start."""
+    from pipeline.console import show_note, show_plan
+    from pipeline.estimates import expected_seconds
+    from pipeline.needs import licence_warnings, missing
+    from pipeline.plan import DONE
+
+    shown = [line for line in lines if line.stage in wanted]
+    title = f"{recipe.name} at scale {recipe.scale} in run {recipe.run}"
+    show_plan(title, shown, expected_seconds(recipe, shown))
+    for sentence, hint in missing(recipe, [line.stage for line in shown if line.state != DONE]).items():
+        show_note(f"{sentence}; {hint}")
+    for sentence in licence_warnings(recipe, wanted):
+        show_note(sentence)
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -96,7 +112,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     recipe = _load(arguments)
-    _execute(recipe, list(recipe.stages), arguments.rebuild, arguments.engine)
+    _execute(recipe, recipe.between(arguments.first, arguments.last), arguments.rebuild, arguments.engine)
 
 
 def _stage(arguments: argparse.Namespace) -> None:
@@ -109,12 +125,12 @@ def _stage(arguments: argparse.Namespace) -> None:
     _execute(recipe, [arguments.stage], arguments.rebuild, arguments.engine)
 
 
-def _execute(recipe: Any, wanted: Iterable[str], rebuild: Iterable[str], engine: str) -> None:
+def _execute(recipe: Any, wanted: list[str], rebuild: Iterable[str], engine: str) -> None:
     """Makes the wanted stages that are not done, then writes the report."""
     from pipeline.artifact import write_json
-    from pipeline.console import console, progress_bars, show_done, show_plan
+    from pipeline.console import console, progress_bars, show_done
+    from pipeline.needs import require_there
     from pipeline.plan import DONE
-    from pipeline.recipe import require_paths
     from pipeline.report import summary_line, write_report
     from pipeline.runner import Watch, prepare, require_inputs, run_in_process, run_lock
 
@@ -123,12 +139,11 @@ def _execute(recipe: Any, wanted: Iterable[str], rebuild: Iterable[str], engine:
 
     signal.signal(signal.SIGTERM, _interrupt)
     with run_lock(recipe.folder):
-        lines = prepare(recipe, rebuild)
-        show_plan(f"{recipe.name} at scale {recipe.scale} in run {recipe.run}", lines)
+        lines = prepare(recipe, wanted, rebuild)
+        _show_plan(recipe, lines, wanted)
         done = {line.stage for line in lines if line.state == DONE}
-        todo = [name for name in wanted if name not in done]
-        if todo:
-            require_paths(recipe)
+        if todo := [name for name in wanted if name not in done]:
+            require_there(recipe, todo)
             require_inputs(recipe, todo, done)
             write_json(recipe.folder / "recipe.json", recipe.as_json())
             try:

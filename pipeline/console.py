@@ -16,15 +16,40 @@ STYLE = {"done": "green", "resume": "yellow", "to do": "cyan", "stale": "red", "
 console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def show_plan(title: str, lines: list[Line]) -> None:
-    """One line per stage: *done*, *resume at step 120*, *to do*, *stale (learning_rate 1e-05 → 2e-05)*."""
+def show_plan(title: str, lines: list[Line], seconds: Mapping[str, float | None]) -> None:
+    """One line per stage: *done*, *resume at step 120*, *to do*, *stale (learning_rate 1e-05 → 2e-05)*.
+
+    `seconds` holds every stage that is not done with the time it is expected to take, None where nobody knows.
+    """
     console.print(title, style="bold")
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "kind", "state"):
         table.add_column(column, overflow="fold")
+    known = [value for value in seconds.values() if value is not None]
+    if known:
+        table.add_column("expected", justify="right", no_wrap=True)
     for line in lines:
-        table.add_row(line.stage, line.kind, f"[{STYLE[line.state]}]{_state(line)}")
+        expected = [_minutes(seconds[line.stage]) if line.stage in seconds else ""] if known else []
+        table.add_row(line.stage, line.kind, f"[{STYLE[line.state]}]{_state(line)}", *expected)
     console.print(table)
+    if known:
+        unknown = len(seconds) - len(known)
+        console.print(f"expected in all: {_minutes(sum(known))}" + (f", {unknown} not counted" if unknown else ""))
+
+
+def show_note(sentence: str) -> None:
+    """Something to know before a run starts."""
+    console.print(f"note: {sentence}", style="yellow", markup=False)
+
+
+def _minutes(seconds: float | None) -> str:
+    """`0.4 min`, `12 min`, `3 h 05 min`; a dash for None."""
+    if seconds is None:
+        return "–"
+    if seconds < 570:
+        return f"{seconds / 60:.1f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def show_done(manifest: Mapping[str, Any]) -> None:

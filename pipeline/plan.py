@@ -1,13 +1,14 @@
 """The plan: for every stage of a recipe, what a run would do and why. Reads manifests, runs nothing."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import MANIFEST, damage, is_whole, read_json
+from pipeline.artifact import MANIFEST, damage, newest_checkpoint, read_json, step_of
 from pipeline.errors import ArtifactError, StaleError
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, identity
 
 DONE, RESUME, TO_DO, STALE, DAMAGED = "done", "resume", "to do", "stale", "damaged"
 STAMP = "stamp.json"
@@ -53,16 +54,9 @@ def partial_folder(run_dir: Path, stage: str) -> Path:
     return run_dir / f"{stage}.partial"
 
 
-def newest_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest whole `checkpoint-N` folder."""
-    numbered = [p for p in checkpoints.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
-    newest_first = sorted(numbered, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    return next((p for p in newest_first if is_whole(p)), None)
-
-
 def _resume_point(partial: Path) -> str:
     found = newest_checkpoint(partial / "checkpoints")
-    return f"at step {found.name.rpartition('-')[2]}" if found else "from its start"
+    return f"at step {step_of(found)}" if found else "from its start"
 
 
 def record_of(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -71,8 +65,8 @@ def record_of(recipe: Recipe, name: str) -> dict[str, Any]:
     inputs: dict[str, list[dict[str, str]]] = {}
     for field, ref in stage.references():
         entry = {"ref": str(ref)}
-        if ref.scheme == "stage":
-            entry["fingerprint"] = recipe.fingerprints[ref.target]
+        if ref.scheme in ("stage", "run"):
+            entry["fingerprint"] = identity(ref, recipe.fingerprints)
         inputs.setdefault(field, []).append(entry)
     return {
         "artifact": stage.makes,
@@ -113,12 +107,17 @@ def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list
 
 def _short(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(v, dict) and "ref" in v for v in value):
-        return ", ".join(f"{v['ref']} ({v.get('fingerprint', '')[:8]})".replace(" ()", "") for v in value)
+        return ", ".join(f"{v['ref']} ({_short_fingerprint(v)})".replace(" ()", "") for v in value)
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) < 60 else text[:57] + "…"
 
 
-def require_fresh(lines: list[Line], run: str) -> None:
+def _short_fingerprint(parent: dict[str, str]) -> str:
+    """Eight digits, or `missing`."""
+    return parent.get("fingerprint", "").partition(":")[0][:8]
+
+
+def require_fresh(lines: Iterable[Line], run: str) -> None:
     """A StaleError when a finished stage is not what is asked, or damaged: never reused, never deleted."""
     for line in lines:
         if line.state in (STALE, DAMAGED):

@@ -21,7 +21,7 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """git state, package versions and hardware."""
-    return {"git": _git(), "packages": _packages(), "hardware": _hardware()}
+    return {"git": _git(), "packages": _packages(), "hardware": hardware()}
 
 
 def cards_used(stage: Stage) -> list[dict[str, str | None]]:
@@ -62,7 +62,8 @@ def _packages() -> dict[str, str]:
     return found
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory in GiB, and the GPU where torch uses one."""
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_initialized() else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

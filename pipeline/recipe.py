@@ -5,7 +5,8 @@ A recipe says what (`configs/recipes/`), a scale says how big (`configs/scales/`
     class default < configs/base.yaml (per kind) < scale (per kind) < recipe (per stage) < ARGS
 
 `load_recipe` resolves all of it, checks every reference, and computes the fingerprint of every stage from the
-configuration alone, so a plan needs no run.
+configuration alone, so a plan needs no run. A `run:` or `path:` reference may lead to something that is not there yet:
+that can be planned and shown (`needs.missing` says how to make it), and only a stage that is about to run needs it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import card
-from pipeline.artifact import load
+from pipeline.artifact import MANIFEST, load, read_json
 from pipeline.errors import ArtifactError, ConfigError, ReferenceError
 from pipeline.places import CONFIGS, ROOT, runs_folder
 from pipeline.refs import LEADS_TO, Ref
@@ -25,8 +26,24 @@ from pipeline.settings import did_you_mean, merged, parse_assignments, read_yaml
 from pipeline.stage import Stage, path_identity
 from stages import STAGES
 
-RECIPE_KEYS = {"description", "extends", "scales", "seed", "stages"}
-SCALE_KEYS = {"description", "setup", "refs", "extends"}
+RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "stages"}
+SCALE_KEYS = {"description", "setup", "refs", "minutes", "extends"}
+DEFAULT_SCALE = "mini"
+MISSING = "missing:"  # stands in a fingerprint for content that is not there yet
+
+
+class Scale(BaseModel):
+    """What a scale file says besides the settings of each kind."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    setup: str = ""
+    """What to do first, in words: shown where a `path:` reference leads nowhere."""
+    refs: dict[str, Any] = {}
+    """What `scale:NAME` stands for."""
+    minutes: dict[str, float] = {}
+    """Stage name -> minutes it takes, for the plan; finished runs on this machine know better."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,9 @@ class Recipe:
     description: str
     stages: dict[str, Stage]
     setup: str = ""
+    minutes: Mapping[str, float] = field(default_factory=dict)
+    beside: str = ""
+    """Another run whose measurements the report shows beside this one's."""
     fingerprints: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -55,8 +75,29 @@ class Recipe:
             "run": self.run,
             "seed": self.seed,
             "description": self.description,
+            **({"beside": self.beside} if self.beside else {}),
             "stages": stages,
         }
+
+    def between(self, first: str | None = None, last: str | None = None) -> list[str]:
+        """The stages from `first` to `last`, both included; ConfigError when there is no such stage or no such way."""
+        for word, name in (("FROM", first), ("UNTIL", last)):
+            if name and name not in self.stages:
+                hint = did_you_mean(name, self.stages)
+                raise ConfigError(f"{word}={name}: recipe {self.name} has no such stage", hint=hint)
+        names = list(self.stages)
+        start, end = names.index(first) if first else 0, names.index(last) if last else len(names) - 1
+        if start > end:
+            raise ConfigError(f"FROM={first} comes after UNTIL={last} in recipe {self.name}", hint=", ".join(names))
+        return names[start : end + 1]
+
+    def beneath(self, wanted: Iterable[str]) -> set[str]:
+        """The wanted stages and every earlier one that they rest on."""
+        found = set(wanted)
+        for name in reversed(self.stages):
+            if name in found:
+                found |= {ref.target for _, ref in self.stages[name].references() if ref.scheme == "stage"}
+        return found
 
     def dependents(self, name: str) -> list[str]:
         """`name` and every later stage that rests on it."""
@@ -75,6 +116,7 @@ def names(folder: str) -> list[str]:
 def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[str] = ()) -> Recipe:
     """Resolves recipe x scale x ARGS; every mistake is a ConfigError or ReferenceError with one sentence."""
     sizes = _read("scales", scale)
+    size = _scale(scale, sizes)
     written = merged(_read("recipes", name), parse_assignments(args))
     per_kind = merged(_base(), {key: value for key, value in sizes.items() if key in STAGES})
     per_kind = merged(per_kind, {key: written.pop(key) for key in list(written) if key in STAGES})
@@ -82,22 +124,38 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
     _known(sizes, SCALE_KEYS | set(STAGES), f"scale {scale}")
     if scale not in written.get("scales", [scale]):
         raise ConfigError(f"recipe {name} is not for scale {scale}", hint=f"SCALE={written['scales'][0]}")
-    refs, seed = sizes.get("refs", {}), written.get("seed", 0)
+    seed = written.get("seed", 0)
     stages = {
-        stage: _stage(stage, given, per_kind, refs, seed) for stage, given in (written.get("stages") or {}).items()
+        stage: _stage(stage, given, per_kind, size, seed) for stage, given in (written.get("stages") or {}).items()
     }
     _check_references(stages)
     recipe = Recipe(
         name=name,
         scale=scale,
-        run=run or f"{name}-{scale}",
+        run=run or default_run(name, scale),
         seed=seed,
         description=written.get("description", ""),
         stages=stages,
-        setup=sizes.get("setup", ""),
+        setup=size.setup,
+        minutes=size.minutes,
+        beside=str(written.get("beside") or "").replace("{scale}", scale),
     )
-    recipe.fingerprints.update(fingerprints(stages))
+    recipe.fingerprints.update(fingerprints(stages, recipe.folder))
     return recipe
+
+
+def default_run(recipe: str, scale: str) -> str:
+    """The name of a run that was given none."""
+    return f"{recipe}-{scale}"
+
+
+def _scale(name: str, written: Mapping[str, Any]) -> Scale:
+    try:
+        return Scale.model_validate({**written, "name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"scale {name}: {place}: {first['msg']} (given: {first['input']!r})") from None
 
 
 def _read(folder: str, name: str) -> dict[str, Any]:
@@ -134,7 +192,7 @@ def _known(given: Mapping[str, Any], known: set[str], where: str) -> None:
             raise ConfigError(f"{where}: there is no setting '{key}'", hint=did_you_mean(key, sorted(known)))
 
 
-def _stage(name: str, given: Any, per_kind: dict[str, Any], refs: Mapping[str, Any], seed: int) -> Stage:
+def _stage(name: str, given: Any, per_kind: dict[str, Any], scale: Scale, seed: int) -> Stage:
     if not isinstance(given, dict) or given.get("kind") not in STAGES:
         kind = given.get("kind") if isinstance(given, dict) else given
         hint = did_you_mean(str(kind), sorted(STAGES))
@@ -142,19 +200,33 @@ def _stage(name: str, given: Any, per_kind: dict[str, Any], refs: Mapping[str, A
     kind = given["kind"]
     settings = merged({"seed": seed}, merged(per_kind.get(kind) or {}, given))
     del settings["kind"]
-    return build_stage(name, kind, _with_scale_refs(settings, refs, name))
+    return build_stage(name, kind, _at_scale(settings, scale, name))
 
 
-def _with_scale_refs(value: Any, refs: Mapping[str, Any], where: str) -> Any:
-    """Replaces every `scale:NAME` by what the scale calls NAME; a list inside a list is spliced."""
+def _at_scale(value: Any, scale: Scale, where: str) -> Any:
+    """Replaces `scale:NAME` by what the scale calls NAME, and `{scale}` in a `run:` reference by the scale's name."""
+    if isinstance(value, dict):
+        return {key: _at_scale(part, scale, where) for key, part in value.items()}
+    if isinstance(value, list):
+        return [part for written in value for part in _spliced(_at_scale(written, scale, where), written)]
     if isinstance(value, str) and value.startswith("scale:"):
         key = value.removeprefix("scale:")
-        if key not in refs:
-            raise ReferenceError(f"stages.{where}: the scale has no '{key}' under refs", hint=did_you_mean(key, refs))
-        return refs[key]
-    if isinstance(value, dict):
-        return {k: _with_scale_refs(v, refs, where) for k, v in value.items()}
-    return value
+        if key not in scale.refs:
+            hint = did_you_mean(key, scale.refs)
+            raise ReferenceError(f"stages.{where}: the scale has no '{key}' under refs", hint=hint)
+        found = scale.refs[key]
+        return [_named(ref, scale) for ref in found] if isinstance(found, list) else _named(found, scale)
+    return _named(value, scale)
+
+
+def _named(value: Any, scale: Scale) -> Any:
+    is_run = isinstance(value, str) and value.startswith("run:")
+    return value.replace("{scale}", scale.name) if is_run else value
+
+
+def _spliced(value: Any, written: Any) -> list[Any]:
+    """A list that a `scale:NAME` inside a list stood for becomes part of that list."""
+    return value if isinstance(value, list) and isinstance(written, str) else [value]
 
 
 def build_stage(name: str, kind: str, settings: Mapping[str, Any]) -> Stage:
@@ -199,19 +271,36 @@ def _what_it_leads_to(
             raise ReferenceError(f"{where}: {ref} comes later in the recipe; a stage can only use earlier ones")
         raise ReferenceError(f"{where}: there is no stage '{ref.target}'", hint=did_you_mean(ref.target, stages))
     if ref.scheme == "run":
-        return (load(runs_folder() / ref.target).kind,)
+        folder = runs_folder() / ref.target
+        return (load(folder).kind,) if folder.is_dir() else ()
     return LEADS_TO[ref.scheme]
 
 
-def fingerprints(stages: Mapping[str, Stage]) -> dict[str, str]:
-    """Stage name -> fingerprint, from the configuration alone."""
+def fingerprints(stages: Mapping[str, Stage], run_dir: Path) -> dict[str, str]:
+    """Stage name -> fingerprint, from the configuration alone.
+
+    Only where a `run:` reference leads nowhere (that run was moved or deleted) does the finished stage in `run_dir`
+    say what stood there: what is gone is no reason to make it again.
+    """
     found: dict[str, str] = {}
     for name, stage in stages.items():
         identities: dict[str, list[str]] = {}
         for field_name, ref in stage.references():
-            identities.setdefault(field_name, []).append(identity(ref, found))
+            now = identity(ref, found)
+            if ref.scheme == "run" and now.startswith(MISSING):
+                now = _recorded(run_dir / name, field_name, ref) or now
+            identities.setdefault(field_name, []).append(now)
         found[name] = stage.fingerprint(identities)
     return found
+
+
+def _recorded(folder: Path, field_name: str, ref: Ref) -> str | None:
+    """The fingerprint behind a reference when the finished stage in `folder` was made; None when it is not known."""
+    try:
+        parents = read_json(folder / MANIFEST)["inputs"][field_name]
+        return next(parent.get("fingerprint") for parent in parents if parent["ref"] == str(ref))
+    except (ArtifactError, KeyError, TypeError, AttributeError, StopIteration):
+        return None
 
 
 def identity(ref: Ref, known: Mapping[str, str]) -> str:
@@ -219,7 +308,8 @@ def identity(ref: Ref, known: Mapping[str, str]) -> str:
     if ref.scheme == "stage":
         return known[ref.target]
     if ref.scheme == "run":
-        return load(runs_folder() / ref.target).fingerprint
+        folder = runs_folder() / ref.target
+        return load(folder).fingerprint if folder.is_dir() else f"{MISSING}{ref.target}"
     if ref.scheme == "card":
         return _card_identity(ref.target)
     return _path_identity(ref.target) if ref.scheme == "path" else str(ref)
@@ -233,25 +323,11 @@ def _card_identity(target: str) -> str:
 @cache
 def _path_identity(target: str) -> str:
     folder = ROOT / target
-    return path_identity(folder) if folder.is_dir() else f"missing:{target}"
-
-
-def require_paths(recipe: Recipe) -> None:
-    """A ReferenceError when a `path:` reference of the recipe leads nowhere."""
-    for sentence in missing_paths(recipe):
-        raise ReferenceError(sentence, hint=recipe.setup or "check the path; it is relative to the project")
-
-
-def missing_paths(recipe: Recipe) -> list[str]:
-    """The `path:` references that lead nowhere yet, one sentence each."""
-    targets = {ref.target for s in recipe.stages.values() for _, ref in s.references() if ref.scheme == "path"}
-    return [f"{target} is not there yet" for target in sorted(targets) if not (ROOT / target).is_dir()]
+    return path_identity(folder) if folder.is_dir() else f"{MISSING}{target}"
 
 
 def read_run(run: str) -> tuple[str, str]:
     """The recipe and scale a run was started with."""
-    from pipeline.artifact import read_json
-
     try:
         written = read_json(runs_folder() / run / "recipe.json")
     except ArtifactError:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -37,8 +37,11 @@ LEAST_ROOM = 64 * 2**20
 Watch = Callable[[str, dict[str, Any]], None]  # (stage, content of progress.json) -> None
 
 
-def prepare(recipe: Recipe, rebuild: Iterable[str] = ()) -> list[Line]:
-    """Sets aside what is to be rebuilt and refuses stale work; returns the plan."""
+def prepare(recipe: Recipe, wanted: Collection[str], rebuild: Iterable[str] = ()) -> list[Line]:
+    """Sets aside what is to be rebuilt, and refuses stale work among the wanted stages and what they rest on.
+
+    Returns the plan of the whole recipe.
+    """
     for name in rebuild:
         if name not in recipe.stages:
             raise ConfigError(f"REBUILD={name}: there is no such stage", hint=did_you_mean(name, recipe.stages))
@@ -46,8 +49,8 @@ def prepare(recipe: Recipe, rebuild: Iterable[str] = ()) -> list[Line]:
             for folder in (recipe.folder / dependent, partial_folder(recipe.folder, dependent)):
                 if folder.is_dir():
                     set_aside(folder)
-    lines = make_plan(recipe)
-    require_fresh(lines, recipe.run)
+    lines, needed = make_plan(recipe), recipe.beneath(wanted)
+    require_fresh((line for line in lines if line.stage in needed), recipe.run)
     return lines
 
 
@@ -57,7 +60,7 @@ def require_inputs(recipe: Recipe, todo: Iterable[str], done: Iterable[str]) -> 
     for name in todo:
         for _, ref in recipe.stages[name].references():
             if ref.scheme == "stage" and ref.target not in there:
-                hint = f"make it first: make stage STAGE={ref.target}"
+                hint = f"make it first: make {recipe.name} UNTIL={ref.target}, with the same SCALE, RUN and ARGS"
                 raise ReferenceError(f"stage {name} needs {ref.target}, which is not done", hint=hint)
         there.add(name)
 

@@ -120,6 +120,53 @@ def test_one_stage_can_be_made_alone_but_not_before_what_it_rests_on(toy, r1):
     assert not (toy / "runs/toy-mini/eval_model").exists()
 
 
+def test_until_stops_there_and_from_goes_on_from_there(toy, r1):
+    code, output = r1("run", "toy", "--until", "model")
+    assert code == 0
+    assert "eval_model" not in states(output)
+    assert not (toy / "runs/toy-mini/eval_model").exists()
+    assert r1("run", "toy", "--from", "eval_model")[0] == 0
+    assert (toy / "runs/toy-mini/eval_model").exists()
+
+
+def test_from_refuses_to_begin_where_something_before_it_is_not_done(toy, r1):
+    code, output = r1("run", "toy", "--from", "eval_model")
+    assert code == 2
+    assert "stage eval_model needs model, which is not done" in output
+    assert "make toy UNTIL=model" in output
+
+
+def test_a_later_stage_that_is_stale_stands_in_nobodys_way(toy, r1):
+    r1("run", "toy")
+    other = ["--args", "stages.model.rate=2.0"]
+    assert r1("run", "toy", "--until", "data", *other)[0] == 0
+    assert r1("run", "toy", "--from", "eval_model", *other)[0] == 2
+
+
+def test_the_plan_expects_what_the_scale_says_until_this_machine_knows_better(toy, r1):
+    assert "expected" not in r1("plan", "toy")[1]
+    (toy / "configs/scales/mini.yaml").write_text("minutes: {data: 12, model: 0.5}")
+    lines = r1("plan", "toy")[1].splitlines()
+    assert [line.split()[-2:] for line in lines[2:4]] == [["12", "min"], ["0.5", "min"]]
+    assert lines[4].endswith("–")
+    assert lines[5] == "expected in all: 12 min, 1 not counted"
+    r1("run", "toy")
+    measured = r1("plan", "toy", "--run", "other", "--args", "seed=3")[1]
+    assert "expected in all: 0.0 min" in measured
+    changed = r1("plan", "toy", "--run", "other", "--args", "stages.data.n=5")[1]
+    assert "expected in all: 12 min" in changed
+
+
+def test_the_plan_says_what_licences_forbid(toy, r1, monkeypatch):
+    readme = "---\nlicense: cc-by-nc-4.0\nr1: {rows: text, generator: true}\n---\nA toy.\n"
+    (toy / "cards/toy_words").mkdir(parents=True)
+    (toy / "cards/toy_words/README.md").write_text(readme)
+    monkeypatch.setenv("R1_CARDS", str(toy / "cards"))
+    code, output = r1("plan", "toy", "--args", "stages.model.data=card:toy_words")
+    assert code == 0
+    assert "note: card toy_words: licence cc-by-nc-4.0 allows no commercial use (used by model)" in output
+
+
 def test_a_truncated_file_of_a_finished_stage_is_found_and_never_used(toy, r1):
     r1("run", "toy")
     (toy / "runs/toy-mini/model/config.json").write_text("{")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, PipelineError, ReferenceError
-from pipeline.recipe import load_recipe
+from pipeline.recipe import Scale, _at_scale, load_recipe
 from pipeline.settings import merged, parse_assignments, parse_yaml
 from stages import STAGES
 
@@ -78,7 +78,6 @@ def test_a_scale_reference_is_replaced_by_what_the_scale_calls_so(toy):
         ("stages: {model: {kind: sum, data: 3}}", "a reference is text"),
         ("stages: {model: {kind: sum}}", "stages.model.data: Field required"),
         ("stages: {model: {kind: sum, data: 'scale:numbers'}}", "the scale has no 'numbers'"),
-        ("stages: {model: {kind: sum, data: 'run:no/model'}}", "there is no artifact at"),
         ("stages: {a: [", "line 1, column"),
         ("- a\n- b", "a mapping is needed"),
         ("extends: nothing", "there is no recipe 'nothing'"),
@@ -113,6 +112,77 @@ def test_a_run_reference_starts_from_another_runs_stage(toy, r1):
     assert r1("run", "second")[0] == 0
     with pytest.raises(ReferenceError, match="is a checkpoint, a dataset belongs here"):
         load_recipe("second", "mini", args=["stages.model.data=run:first/model"])
+
+
+def test_the_scales_name_stands_in_run_references_and_in_what_is_shown_beside(toy):
+    write(toy, "recipes/toy", "beside: 'full-{scale}'\nstages: {model: {kind: sum, data: 'run:full-{scale}/data'}}")
+    recipe = load_recipe("toy", "mini")
+    assert str(recipe.stages["model"].data) == "run:full-mini/data"
+    assert recipe.beside == recipe.as_json()["beside"] == "full-mini"
+
+
+def test_a_list_takes_in_what_a_scale_reference_in_it_stands_for(toy):
+    scale = Scale(name="mini", refs={"numbers": ["card:a", "run:full-{scale}/data"], "one": "card:b"})
+    written = {"data": ["stage:x", "scale:numbers", "scale:one"], "words": "{scale}"}
+    assert _at_scale(written, scale, "model") == {
+        "data": ["stage:x", "card:a", "run:full-mini/data", "card:b"],
+        "words": "{scale}",
+    }
+
+
+def test_a_run_that_is_not_there_yet_can_be_planned_and_shown_but_not_read(toy, r1):
+    write(toy, "recipes/later", "stages: {model: {kind: sum, data: 'run:toy-mini/data'}}")
+    sentence = "run:toy-mini/data is not there yet"
+    code, output = r1("plan", "later")
+    assert code == 0
+    assert f"note: {sentence}; make it first: make toy UNTIL=data" in output
+    assert r1("show", "later")[0] == 0
+    code, output = r1("run", "later")
+    assert code == 2
+    assert f"error: {sentence}\nhint: make it first: make toy UNTIL=data" in output
+    assert not (toy / "runs/later-mini/recipe.json").exists()
+    r1("run", "toy", "--until", "data")
+    assert r1("run", "later")[0] == 0
+
+
+def test_a_source_that_was_deleted_leaves_what_was_made_from_it_done(toy, r1):
+    r1("run", "toy", "--run", "first")
+    write(toy, "recipes/second", "stages: {model: {kind: sum, data: 'run:first/data', rate: 3.0}}")
+    r1("run", "second")
+    (toy / "runs/first").rename(toy / "runs/moved")
+    _, output = r1("plan", "second")
+    assert "done in" in output and "note:" not in output
+    assert "rate 3.0 → 4.0" in r1("plan", "second", "--args", "sum.rate=1.0", "stages.model.rate=4.0")[1]
+
+
+def test_a_source_that_was_made_again_makes_what_rests_on_it_stale(toy, r1):
+    r1("run", "toy", "--run", "first")
+    write(toy, "recipes/second", "stages: {model: {kind: sum, data: 'run:first/data'}}")
+    r1("run", "second")
+    r1("run", "toy", "--run", "first", "--args", "stages.data.n=4", "--rebuild", "data")
+    assert "stale (data run:first/data (" in r1("plan", "second")[1]
+
+
+def test_from_and_until_keep_to_a_part_of_the_recipe(toy):
+    recipe = load_recipe("toy", "mini")
+    assert recipe.between() == ["data", "model", "eval_model"]
+    assert recipe.between("model") == ["model", "eval_model"]
+    assert recipe.between(last="model") == ["data", "model"]
+    assert recipe.between("model", "model") == ["model"]
+    with pytest.raises(ConfigError, match="FROM=model comes after UNTIL=data"):
+        recipe.between("model", "data")
+    with pytest.raises(ConfigError, match="UNTIL=modl: recipe toy has no such stage"):
+        recipe.between(last="modl")
+
+
+def test_a_stage_rests_on_all_that_led_to_it(toy):
+    assert load_recipe("toy", "mini").beneath(["model"]) == {"data", "model"}
+
+
+def test_minutes_of_a_scale_must_be_numbers(toy):
+    write(toy, "scales/mini", "minutes: {data: long}")
+    with pytest.raises(ConfigError, match=r"scale mini: minutes\.data: .*'long'"):
+        load_recipe("toy", "mini")
 
 
 def test_numbers_and_words_are_read_as_people_write_them():

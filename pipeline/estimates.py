@@ -1,0 +1,62 @@
+"""How long the stages of a plan will take, as far as that is known.
+
+From finished runs on this machine where there are some: a stage of the same name, scale, kind and settings (any
+seed) that read the same references. Else from `minutes:` in the scale file. A stage that was cut off is expected to
+take what is left of that.
+"""
+
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+from pipeline.artifact import MANIFEST, read_json
+from pipeline.errors import ArtifactError
+from pipeline.places import runs_folder
+from pipeline.plan import DONE, RESUME, Line, partial_folder, record_of
+from pipeline.provenance import hardware
+from pipeline.recipe import Recipe
+
+
+def expected_seconds(recipe: Recipe, lines: Iterable[Line]) -> dict[str, float | None]:
+    """Stage -> the seconds it is expected to take, for every line that is not done; None where nothing is known."""
+    return {line.stage: _left(recipe, line) for line in lines if line.state != DONE}
+
+
+def _left(recipe: Recipe, line: Line) -> float | None:
+    whole = _measured(recipe, line.stage)
+    if whole is None and line.stage in recipe.minutes:
+        whole = 60 * recipe.minutes[line.stage]
+    if whole is None or line.state != RESUME:
+        return whole
+    progress = _read(partial_folder(recipe.folder, line.stage) / "progress.json")
+    return max(0.0, whole - float(progress.get("seconds") or 0))
+
+
+def _measured(recipe: Recipe, stage: str) -> float | None:
+    """The median seconds of the finished stages that did the same on a machine like this one."""
+    asked = _work(record_of(recipe, stage))
+    folders = (run for run in runs_folder().glob("*") if _read(run / "recipe.json").get("scale") == recipe.scale)
+    manifests = (_read(run / stage / MANIFEST) for run in folders if (run / stage).is_dir())
+    same = [m for m in manifests if _work(m) == asked and _machine(m.get("hardware")) == _machine(hardware())]
+    return median(m["seconds"] for m in same) if same else None
+
+
+def _work(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What the time of a stage depends on: everything but the seed and the content of its inputs."""
+    settings = {**record.get("settings", {}), "seed": None}
+    inputs = {field: [parent["ref"] for parent in parents] for field, parents in record.get("inputs", {}).items()}
+    return record.get("kind"), record.get("version"), settings, inputs
+
+
+def _machine(record: dict[str, Any] | None) -> tuple[Any, ...]:
+    """Which machine it was. The GPU is left out: the runner imports no torch and cannot name its own."""
+    return tuple((record or {}).get(name) for name in ("cpu", "cores", "memory_gib"))
+
+
+def _read(path: Any) -> dict[str, Any]:
+    """A JSON object, or an empty one: an estimate never stands in the way."""
+    try:
+        found = read_json(path)
+    except (ArtifactError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
