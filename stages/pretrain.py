@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.artifact import newest_checkpoint, step_of
 from pipeline.errors import ResourceError
 from pipeline.refs import CHECKPOINT, DatasetRef, Ref
 from pipeline.stage import Inputs, Runtime, Stage, Workdir
@@ -78,7 +79,8 @@ class Pretrain(Stage):
             work.log(step, metrics)
             work.progress(step, self.num_steps, f"loss {metrics['loss']:.3f}")
 
-        work.rewind(pretraining.newest_checkpoint(work.checkpoints)[0])
+        newest = newest_checkpoint(work.checkpoints)
+        work.rewind(step_of(newest) if newest else 0)
         metrics = pretraining.train(model, pack, how, work.checkpoints, log)
         model.cpu().save_pretrained(work.path)
         tokenizer.save_pretrained(work.path)

@@ -6,11 +6,12 @@ optimiser, scheduler, random state and trainer state. It counts only when it has
 whole one and deletes what a kill left torn.
 """
 
-import re
 import shutil
 from pathlib import Path
 
-from pipeline.artifact import is_whole, seal
+from pipeline.artifact import checkpoints_in, newest_checkpoint, seal, step_of
+
+__all__ = ["folder_of", "newest_whole", "seal_and_rotate", "step_of"]
 
 KEPT = 2
 
@@ -20,28 +21,17 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"checkpoint-{step}"
 
 
-def step_of(folder: Path) -> int:
-    """The number of updates behind a checkpoint folder."""
-    return int(folder.name.rpartition("-")[2])
-
-
 def newest_whole(checkpoints: Path) -> Path | None:
     """The newest whole checkpoint, or None; torn ones that are newer are deleted."""
-    for folder in reversed(_all(checkpoints)):
-        if is_whole(folder):
-            return folder
-        shutil.rmtree(folder)
-    return None
+    newest = newest_checkpoint(checkpoints)
+    for folder in checkpoints_in(checkpoints):
+        if newest is None or step_of(folder) > step_of(newest):
+            shutil.rmtree(folder)
+    return newest
 
 
 def seal_and_rotate(folder: Path) -> None:
     """Seals a finished checkpoint; only then are older ones deleted, so that one whole one always exists."""
     seal(folder)
-    for old in _all(folder.parent)[:-KEPT]:
+    for old in checkpoints_in(folder.parent)[:-KEPT]:
         shutil.rmtree(old)
-
-
-def _all(checkpoints: Path) -> list[Path]:
-    """Oldest first."""
-    found = [p for p in checkpoints.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=step_of)

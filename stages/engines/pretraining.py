@@ -7,7 +7,6 @@ mini scale's stand-in. Used by `stages.pretrain`; runs without the pipeline too.
 Axes: R rows of a pack, B rows of a batch, T tokens of a row.
 """
 
-import json
 import math
 import shutil
 import time
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_model, save_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from stages.engines.checkpoints import folder_of, newest_whole, seal_and_rotate, step_of
 
 END_OF_TEXT = "<|endoftext|>"
 IGNORED = -100
@@ -220,32 +221,21 @@ class _Meter:
 
 
 def save_checkpoint(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, folder: Path, step: int) -> None:
-    """Writes `folder/step-N`, whole or not at all, and drops older ones."""
-    partial, final = folder / f"step-{step}.partial", folder / f"step-{step}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_model(model, str(partial / "model.safetensors"))
-    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-    (partial / "state.json").write_text(json.dumps({"step": step}))
-    partial.replace(final)
-    for old in folder.glob("step-*"):
-        if old != final:
-            shutil.rmtree(old)
-
-
-def newest_checkpoint(folder: Path) -> tuple[int, Path | None]:
-    """(step, folder) of the newest whole checkpoint, or (0, None)."""
-    whole = [p for p in folder.glob("step-*") if p.suffix != ".partial" and (p / "state.json").is_file()]
-    steps = {json.loads((p / "state.json").read_text())["step"]: p for p in whole}
-    return max(steps.items(), default=(0, None))
+    """Writes `folder/checkpoint-STEP`, sealed when it is whole, and drops older ones."""
+    target = folder_of(folder, step)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    save_model(model, str(target / "model.safetensors"))
+    torch.save(optimizer.state_dict(), target / "optimizer.pt")
+    seal_and_rotate(target)
 
 
 def resume(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, folder: Path) -> int:
-    """Loads the newest checkpoint, if there is one; returns the number of finished steps."""
-    step, found = newest_checkpoint(folder)
+    """Loads the newest whole checkpoint, if there is one; returns the number of finished steps."""
+    found = newest_whole(folder)
     if found is None:
         return 0
     load_model(model, str(found / "model.safetensors"))
     # weights_only: tensors and plain containers are read, never arbitrary pickled objects
     optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
-    return step
+    return step_of(found)
