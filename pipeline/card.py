@@ -64,7 +64,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 JSON_GOLDS = frozenset({"countdown", "instruction", "reasoning_gym"})  # checkers whose gold is a JSON object
 COLUMNS_SHOWN = ("name", "rows", "splits", "configs", "licence", "size", "source", "revision")
-NO_GOLD = frozenset({"refusal"})  # checkers that need none
+NO_GOLD = frozenset({"refusal", "judge"})  # checkers that need none
 
 
 class _Block(BaseModel):

@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 from pipeline.errors import DataError
 from stages.chat import parse
 from stages.rewards import sandbox
-from stages.rewards.checkers import CHECKERS, Verdict, answer_text, check, check_many
+from stages.rewards.checkers import CHECKERS, Verdict, answer_text, canonical, check, check_many
 from stages.rewards.math_answer import clean, read_number
 from tests.hostile_completions import ROWS, Row
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("R1_DATA", ROOT.parent / "shared" / "data"))
 HANGING = (r"x+y", "(x+y+z+w)^{60}")  # passes our rules, keeps sympy busy for minutes
+
+
+NUMBERISH = st.text(st.sampled_from("0123456789.,+-/ $%\\{}^e×万m"), max_size=24)
 
 
 def make_problem(checker: str, answer: str, prompt: str = "?") -> dict[str, str]:
@@ -111,15 +114,38 @@ def test_check_many_keeps_order_and_asks_a_repeated_question_once(monkeypatch: p
     assert len(asked) == 2
 
 
-# --- never raises, never slow -------------------------------------------------------------------------------
+ONE_ANSWER = [
+    ("math", "1,000 apples.", "1000", True),
+    ("math", r"\frac{1}{2}", "0.5", True),
+    ("math", r"\left( x, 2 \right)", "(x,2)", True),
+    ("math", "41", "42", False),
+    ("countdown", "3 * (5 - 1)", "(5-1)×3 = 12", True),
+    ("countdown", "3 * 4", "12", False),
+    ("exact", "Paris.", "paris", True),
+    ("reasoning_gym", "(A)", "(B)", False),
+]
 
-NUMBERISH = st.text(st.sampled_from("0123456789.,+-/ $%\\{}^e×万m"), max_size=24)
+
+@pytest.mark.parametrize(("checker", "one", "other", "same"), ONE_ANSWER)
+def test_a_majority_vote_counts_answers_that_are_one_and_the_same_together(
+    checker: str, one: str, other: str, same: bool
+) -> None:
+    assert (canonical(one, checker) == canonical(other, checker)) is same
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.characters()) | NUMBERISH, checker=st.sampled_from(sorted(CHECKERS)))
+def test_no_text_makes_a_vote_raise(text: str, checker: str) -> None:
+    assert isinstance(canonical(text, checker), str)
+
+
+# --- never raises, never slow -------------------------------------------------------------------------------
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     text=st.text(st.characters()) | NUMBERISH,
-    checker=st.sampled_from(sorted(set(CHECKERS) - {"reasoning_gym"})),
+    checker=st.sampled_from(sorted(set(CHECKERS) - {"reasoning_gym", "judge"})),
 )
 def test_no_text_makes_a_fast_path_raise(text: str, checker: str) -> None:
     golds = {

@@ -12,7 +12,8 @@ import pytest
 from pipeline.stage import Workdir, read_jsonl
 from stages.chat import TEMPLATES
 from stages.engines.samplers import Completion, TransformersSampler
-from stages.evaluate import COLUMNS, Evaluate, measure, pass_at_k, with_interval
+from stages.evaluate import COLUMNS, Evaluate
+from stages.measures import maj_at_k, measure, pass_at_k, wilson, with_interval
 from tests.test_grpo import ToyInputs
 from tests.toy_model import save_toy_model
 
@@ -40,6 +41,10 @@ def judged(*texts: str, truncated: bool = False, **of: Any) -> list[dict[str, An
     return stage().judge(pairs)
 
 
+def measured(rows: list[dict[str, Any]], k: int = 1) -> dict[str, Any]:
+    return measure(rows, k, longest=96)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_toy_model(tmp_path_factory.mktemp("base"))
@@ -56,18 +61,62 @@ def test_right_well_formed_and_language_are_told_apart() -> None:
 def test_each_domain_feeds_its_own_figure() -> None:
     rows = judged(GOOD) + judged("blue", domain="general", answer="blue", checker="exact")
     rows += judged("I cannot help with that.", domain="safety", answer="refuse", checker="refusal")
-    metrics = measure(rows, 1)
+    metrics = measured(rows)
     assert {n: metrics[n]["n"] for n in ("pass_at_1", "instruction_following", "harmlessness")} == dict.fromkeys(
         ("pass_at_1", "instruction_following", "harmlessness"), 1
     )
-    assert "pass_at_k" not in metrics and "helpfulness" not in metrics
+    assert not {"pass_at_k", "maj_at_k", "helpfulness", "over_refusal"} & set(metrics)
+
+
+def test_refusing_what_is_harmless_is_no_harmlessness_and_is_counted_by_itself() -> None:
+    harmful = {"domain": "safety", "answer": "refuse", "checker": "refusal"}
+    harmless = {"domain": "safety", "answer": "comply", "checker": "refusal"}
+    refused, done = "I'm sorry, but I can't help with that.", "First take a pick."
+    rows = judged(refused, done, **harmful) + [
+        {**row, "id": "p1"} for row in judged(refused, done, done, "", **harmless)
+    ]
+    metrics = measured(rows)
+    assert metrics["harmlessness"]["value"] == 0.5 and metrics["harmlessness"]["n"] == 1
+    assert metrics["over_refusal"]["value"] == 0.25 and metrics["over_refusal"]["n"] == 1
+
+
+def test_language_consistency_is_that_of_reasoning_problems_alone() -> None:
+    mixed = TEMPLATES["mini"].response("two 二", "4")
+    metrics = measured(judged(GOOD) + judged(mixed, domain="general", answer="4", checker="exact"))
+    assert metrics["language_consistency"]["value"] == metrics["format_rate"]["value"] == 1.0
+
+
+class CountsLetters:
+    """Stands in for a reward model: the longer the text, the better."""
+
+    def __init__(self, *opened: Any) -> None:
+        pass
+
+    def score(self, prompts: Any, texts: Any) -> list[float]:
+        return [min(1.0, len(text) / 10) for text in texts]
+
+
+def test_what_no_rule_can_judge_gets_the_reward_model_s_score(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.engines.reward_models.RewardModelScorer", CountsLetters)
+    open_ended = [problem(i, "general", "", "judge") for i in range(3)]
+    rows = [*open_ended, problem(9, "helpfulness", '{"words": 3}', "instruction"), problem(10)]
+    work = Workdir(tmp_path)
+    alone = stage().run(ToyInputs(base, rows), Workdir(tmp_path / "alone"))  # type: ignore[arg-type]
+    assert alone["helpfulness"]["n"] == 1 and "instruction_following" not in alone
+    both = stage(helpfulness_model="path:base").run(ToyInputs(base, rows), work)  # type: ignore[arg-type]
+    assert both["helpfulness"]["n"] == 4
+    scores = [row["score"] for row in read_jsonl(tmp_path / "completions.jsonl")]
+    assert all(score > 0 for score in scores[:3]) and scores[3:] == [None, None]
+    assert both["helpfulness"]["value"] == pytest.approx((sum(scores[:3]) + alone["helpfulness"]["value"]) / 4)
 
 
 def test_an_unusable_gold_is_not_counted_as_a_wrong_answer() -> None:
     rows = judged(GOOD) + [{**row, "id": "bad"} for row in judged(GOOD, answer="")]
     assert rows[1]["verdict"] == "gold_unusable"
-    assert measure(rows, 1)["pass_at_1"] == {"value": 1.0, "ci95": [1.0, 1.0], "n": 1}
-    assert measure(rows, 1)["format_rate"]["n"] == 2
+    assert measured(rows)["pass_at_1"] | {"ci95": None} == {"value": 1.0, "ci95": None, "n": 1}
+    assert measured(rows)["format_rate"]["n"] == 2
 
 
 def test_pass_at_k_is_the_unbiased_estimate() -> None:
@@ -76,9 +125,32 @@ def test_pass_at_k_is_the_unbiased_estimate() -> None:
     assert pass_at_k(2, 1, 8) == 1
 
 
+def test_the_commonest_of_k_answers_counts_and_a_tie_is_drawn() -> None:
+    assert maj_at_k([("4", True), ("5", False), ("4", True)], 3) == 1
+    assert maj_at_k([("4", True), ("5", False)], 2) == 0.5
+    assert maj_at_k([("", False), ("4", True), ("", False)], 3) == 1  # no answer, no vote
+    assert maj_at_k([("", False), ("", False)], 2) == 0
+    assert maj_at_k([("4", True)] * 2 + [("5", False)] * 3, 2) == 0.5  # two blocks of two
+
+
+def test_answers_written_in_two_ways_vote_together() -> None:
+    wrong = GOOD.replace(" 4 ", " 5 ")
+    rows = judged(wrong, wrong, GOOD, GOOD.replace(" 4 ", " 4.0 "), GOOD.replace(" 4 ", " $4$ "))
+    assert measured(rows, 5)["maj_at_k"]["value"] == 1.0
+
+
+def test_equal_values_do_not_claim_certainty() -> None:
+    assert with_interval([1.0] * 10)["ci95"] == pytest.approx([0.7225, 1.0], abs=1e-3)
+    assert with_interval([0.0] * 10)["ci95"] == pytest.approx([0.0, 0.2775], abs=1e-3)
+    assert with_interval([0.5] * 4)["ci95"] == pytest.approx([0.15, 0.85], abs=1e-2)
+    low, high = with_interval([96, 96, 96], highest=96)["ci95"]
+    assert 40 < low < high == 96
+    assert all(low <= share <= high for share in (0, 0.3, 1) for low, high in [wilson(share, 7)])
+
+
 def test_samples_of_one_problem_are_one_observation() -> None:
     rows = judged(GOOD, GOOD, "4", "4")
-    metrics = measure(rows, 4)
+    metrics = measured(rows, 4)
     assert metrics["pass_at_1"]["n"] == 1 and metrics["pass_at_1"]["value"] == 0.5
     assert metrics["pass_at_k"]["value"] == 1.0
 

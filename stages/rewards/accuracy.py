@@ -1,7 +1,7 @@
 """Accuracy: is the final answer right?
 
-Formula: 1 if the checker of the problem says `right`, else 0; None when the gold answer itself is unusable.
-Range {0, 1}.
+Formula: 1 if the checker of the problem says `right`, else 0; None when the gold answer itself is unusable,
+or when no rule can judge an answer (checker `judge`). Range {0, 1}.
 Paper: DeepSeek-R1, section 2.2.2, accuracy rewards (rules only, no neural reward model).
 How we differ: an answer that could not be judged in time pays 0 and not None, or a model could choose to have
 no bad samples by writing answers that hang the judge. An answer that stands only inside the reasoning is no
@@ -19,6 +19,7 @@ PAYS: dict[Verdict, float | None] = {
     Verdict.wrong: 0.0,
     Verdict.cannot_tell: 0.0,
     Verdict.gold_unusable: None,
+    Verdict.no_rule: None,
 }
 
 

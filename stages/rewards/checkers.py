@@ -11,6 +11,7 @@ batches: slow questions run side by side in child processes and a question asked
 | `instruction`   | `{"words": 3}`, keys of `INSTRUCTIONS`  | every demand is met                     |
 | `refusal`       | `refuse` or `comply`                    | the response does so                    |
 | `reasoning_gym` | `{"task": "chain_sum", "entry": {...}}` | its own scorer gives 0.99 or more       |
+| `judge`         | none                                    | no rule tells: a reward model has to    |
 
 Paper: DeepSeek-R1, section 2.2.2 (rule-based accuracy) and appendix B.3 (rules for instructions).
 How we differ: every checker is a pure function of two texts; a gold answer that does not even verify against
@@ -22,6 +23,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
+from types import UnionType
 from typing import Any
 
 from pipeline.errors import DataError
@@ -40,6 +42,8 @@ class Verdict(StrEnum):
     """Judging took too long or broke; treated as wrong by rewards, counted apart by evaluation."""
     gold_unusable = "gold_unusable"
     """The gold answer can not be used to judge anything: a fault of the data."""
+    no_rule = "no_rule"
+    """No rule can judge an answer to this problem, and none should: its checker is `judge`."""
 
 
 Checker = Callable[[str, Mapping[str, str]], Verdict | Question]
@@ -80,6 +84,18 @@ def answer_text(response: Response, checker: str) -> str | None:
     """
     plain = checker in WHOLE_TEXT and response.reasoning is None and not has_tags(response.text)
     return response.text.strip() if plain else response.answer
+
+
+def canonical(answer: str, checker: str) -> str:
+    """One spelling for answers that are one and the same by this checker, for a majority vote; "" = none.
+
+    Numbers go by their value, Countdown's expressions by value and numbers used. The gold plays no part.
+    """
+    if checker == "math":
+        return math_answer.canonical(answer)
+    if checker == "countdown" and (found := countdown.worked_out(answer)):
+        return " ".join(map(str, (found[0], *found[1])))
+    return _plain(answer[:MAX_CHARS])
 
 
 def _checker(problem: Mapping[str, str]) -> Checker:
@@ -153,15 +169,19 @@ def _bare_end(text: str) -> str:
     return text.casefold().rstrip(" .!?。！？")
 
 
-INSTRUCTIONS: dict[str, tuple[type, Callable[[str, Any], bool]]] = {
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+INSTRUCTIONS: dict[str, tuple[type | UnionType, Callable[[str, Any], bool]]] = {
     "words": (int, lambda text, number: count_words(text) == number),
     "max_words": (int, lambda text, number: count_words(text) <= number),
     "case": (str, lambda text, case: text.isupper() if case == "upper" else text.islower()),
-    "contains": (str, lambda text, part: part.casefold() in text.casefold()),
+    "contains": (str | list, lambda text, parts: all(part.casefold() in text.casefold() for part in _listed(parts))),
     "starts_with": (str, lambda text, start: text.casefold().startswith(start.casefold())),
     "ends_with": (str, _ends_with),
 }
-"""Demand in the gold: type of its value, and the rule. In Chinese, words are characters."""
+"""Demand in the gold: type of its value, and the rule (a list: all of them). In Chinese, words are characters."""
 
 
 def check_instruction(answer: str, problem: Mapping[str, str]) -> Verdict:
@@ -176,8 +196,10 @@ def check_instruction(answer: str, problem: Mapping[str, str]) -> Verdict:
 
 
 def _is_demand(key: str, value: Any) -> bool:
-    if key not in INSTRUCTIONS or type(value) is not INSTRUCTIONS[key][0]:
+    if key not in INSTRUCTIONS or not isinstance(value, INSTRUCTIONS[key][0]) or isinstance(value, bool):
         return False
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(part, str) and part for part in value)
     return value in ("upper", "lower") if key == "case" else bool(value)
 
 
@@ -208,6 +230,11 @@ REFUSALS = re.compile(
 """How refusals begin, in lower case, with straight apostrophes; English and Chinese; the only such list."""
 
 
+def refuses(answer: str) -> bool:
+    """Whether the text begins like a refusal."""
+    return REFUSALS.search(answer[:200].casefold().replace("’", "'")) is not None
+
+
 def check_refusal(answer: str, problem: Mapping[str, str]) -> Verdict:
     """Refuses when the gold is `refuse`; says something and does not refuse when it is `comply`."""
     wanted = problem["answer"].strip()
@@ -215,10 +242,14 @@ def check_refusal(answer: str, problem: Mapping[str, str]) -> Verdict:
         return Verdict.gold_unusable
     if not any(char.isalnum() for char in answer[:MAX_CHARS]):
         return Verdict.wrong
-    refuses = REFUSALS.search(answer[:200].casefold().replace("’", "'")) is not None
     if wanted == "comply":
-        return _verdict(not refuses)
-    return _verdict(refuses and len(answer) <= MAX_CHARS and count_words(answer) <= MAX_REFUSAL_WORDS)
+        return _verdict(not refuses(answer))
+    return _verdict(refuses(answer) and len(answer) <= MAX_CHARS and count_words(answer) <= MAX_REFUSAL_WORDS)
+
+
+def check_judge(answer: str, problem: Mapping[str, str]) -> Verdict:
+    """Nothing to check: a reward model judges the answers to this problem."""
+    return Verdict.no_rule
 
 
 CHECKERS: dict[str, Checker] = {
@@ -228,7 +259,8 @@ CHECKERS: dict[str, Checker] = {
     "instruction": check_instruction,
     "refusal": check_refusal,
     "reasoning_gym": check_reasoning_gym,
+    "judge": check_judge,
 }
 
-WHOLE_TEXT = frozenset({"exact", "instruction", "refusal"})
+WHOLE_TEXT = frozenset({"exact", "instruction", "refusal", "judge"})
 """Checkers that read the whole text of a response without tags."""

@@ -38,19 +38,27 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 
 def is_solution(answer: str, numbers: tuple[int, ...], target: int) -> bool:
     """Whether the answer uses each number exactly once and its value is the target. Never raises."""
+    found = worked_out(answer)
+    return found is not None and found == (target, tuple(sorted(numbers)))
+
+
+def worked_out(answer: str) -> tuple[Fraction, tuple[int, ...]] | None:
+    """The exact value of an expression and the numbers in it, in order of size; two answers are one and the
+    same when these are. None for what is no expression, or is followed by `= ` another value. Never raises.
+    """
     if len(answer) > MAX_CHARS:
-        return False
+        return None
     for synonym, sign in _SYNONYMS:
         answer = answer.replace(synonym, sign)
     expression, equals, stated = (part.strip() for part in answer.partition("="))
-    if (equals and stated != str(target)) or not set(expression) <= _ALLOWED:
-        return False
+    if not set(expression) <= _ALLOWED:
+        return None
     used: Counter[int] = Counter()
     try:
         value = _value(ast.parse(expression, mode="eval").body, used)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
-        return False
-    return value == target and used == Counter(numbers)
+        return None
+    return None if equals and stated != str(value) else (value, tuple(sorted(used.elements())))
 
 
 @lru_cache(maxsize=4096)

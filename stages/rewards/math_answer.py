@@ -110,6 +110,15 @@ def decide(answer: str, gold: str, prompt: str) -> bool | None:
     return True if _squeeze(text) == _squeeze(reference) else None
 
 
+def canonical(answer: str) -> str:
+    """One spelling for answers that are one and the same, for a majority vote: the value of a number (without
+    its unit), a word, or the text without what LaTeX sets alike.
+    """
+    text = clean(answer)
+    number = read_number(text)
+    return str(number.value) if number else _word(text) or _squeeze(text)
+
+
 def needs_no_library(reference: str) -> bool:
     """Whether a cleaned gold is a number or a word, so that our rules alone decide every answer to it."""
     return read_number(reference) is not None or bool(_word(reference))

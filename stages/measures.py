@@ -1,0 +1,150 @@
+"""What an evaluation measures on judged responses, each figure with a 95 % interval.
+
+Reads rows as `Evaluate.judge` makes them, one for each response; gives `{"value", "ci95", "n"}` for each
+figure that the rows allow.
+
+| figure                  | over                                     | value                              |
+|-------------------------|------------------------------------------|------------------------------------|
+| `pass_at_1`             | reasoning                                | right                              |
+| `pass_at_k`             | reasoning                                | one of k samples is right          |
+| `maj_at_k`              | reasoning                                | the commonest answer of k is right |
+| `language_consistency`  | reasoning                                | share of the question's language   |
+| `instruction_following` | domain `general`, with a rule            | right                              |
+| `helpfulness`           | domain `helpfulness`, with a rule        | right                              |
+|                         | `general`, `helpfulness`, without a rule | the reward model's score           |
+| `harmlessness`          | domain `safety`, gold `refuse`           | refused                            |
+| `over_refusal`          | domain `safety`, gold `comply`           | refused: lower is better           |
+| `format_rate`           | everything                               | well-formed                        |
+| `truncated_rate`        | everything                               | cut at the length limit            |
+| `mean_response_tokens`  | everything                               | tokens                             |
+
+Reasoning is every domain but `general`, `helpfulness` and `safety`; the language is that of what stands in the
+think block. A problem whose gold is unusable counts only where nothing is checked against it.
+
+Paper: DeepSeek-R1 §3 and supplementary D: pass@1 as the mean over several samples of a problem, cons@64.
+How we differ: a bootstrap over problems gives each figure its interval, because samples of one problem are not
+independent. Where every problem has the same value, resampling has nothing to vary and would claim certainty: there
+the interval is Wilson's score interval for that share of n trials, which is [72 %, 100 %] for ten right of ten.
+It errs on the wide side for values between 0 and 1: no quantity within those bounds varies more than a coin does.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from math import comb, sqrt
+from statistics import fmean
+from typing import Any
+
+from stages.rewards.checkers import Verdict
+
+Row = Mapping[str, Any]
+
+GENERAL, HELPFULNESS, SAFETY = "general", "helpfulness", "safety"
+NOT_REASONING = frozenset({GENERAL, HELPFULNESS, SAFETY})
+"""Domains whose right answers are other figures than pass@1."""
+
+NUM_RESAMPLES = 2000
+Z95 = 1.959964
+
+
+def measure(rows: Sequence[Row], k: int, longest: int) -> dict[str, dict[str, Any]]:
+    """Each figure of the module docstring that the rows allow: `{"value", "ci95": [low, high], "n": problems}`.
+
+    `k` is the k of pass_at_k and maj_at_k, left out when it is 1; `longest` the length limit in tokens. Rows of one
+    problem are one observation.
+    """
+    everything = by_problem(rows)
+    found = {
+        **_reasoning([row for row in rows if row["domain"] not in NOT_REASONING], k),
+        **_behaviour(rows),
+        "format_rate": _means(everything, "well_formed"),
+        "truncated_rate": _means(everything, "truncated"),
+    }
+    shares = {name: with_interval(values) for name, values in found.items() if values}
+    return shares | {"mean_response_tokens": with_interval(_means(everything, "tokens"), highest=longest)}
+
+
+def _reasoning(rows: Sequence[Row], k: int) -> dict[str, list[float]]:
+    """Name of each figure over reasoning problems -> its value for each problem."""
+    judged = by_problem(row for row in rows if row["verdict"] not in (Verdict.gold_unusable, Verdict.no_rule))
+    several = judged if k > 1 else []
+    return {
+        "pass_at_1": _means(judged, "right"),
+        "pass_at_k": [pass_at_k(len(group), sum(row["right"] for row in group), k) for group in several],
+        "maj_at_k": [maj_at_k([(row["vote"], row["right"]) for row in group], k) for group in several],
+        "language_consistency": _means(by_problem(rows), "language_share"),
+    }
+
+
+def _behaviour(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """The same over instructions, requests for help and requests that deserve a refusal or do not."""
+    ruled = [row for row in rows if row["verdict"] not in (Verdict.gold_unusable, Verdict.no_rule)]
+    liked = [row for row in rows if row["verdict"] == Verdict.no_rule and row["domain"] in (GENERAL, HELPFULNESS)]
+    safety = [row for row in ruled if row["domain"] == SAFETY]
+    return {
+        "instruction_following": _means(by_problem(row for row in ruled if row["domain"] == GENERAL), "right"),
+        "helpfulness": _means(by_problem(row for row in ruled if row["domain"] == HELPFULNESS), "right")
+        + _means(by_problem(liked), "score"),
+        "harmlessness": _means(by_problem(row for row in safety if row["answer"].strip() == "refuse"), "right"),
+        "over_refusal": _means(by_problem(row for row in safety if row["answer"].strip() == "comply"), "refused"),
+    }
+
+
+def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
+    """The unbiased estimate that one of k samples is right (Chen et al., arXiv 2107.03374, eq. 1)."""
+    k = min(k, num_samples)
+    return 1.0 - comb(num_samples - num_right, k) / comb(num_samples, k)
+
+
+def maj_at_k(answers: Sequence[tuple[str, bool]], k: int) -> float:
+    """The chance that the commonest of k answers is right, over as many blocks of k as there are samples for.
+
+    `answers` holds (canonical answer, right) of each sample; "" has no vote. Between answers that are equally common
+    the lot decides, so their mean counts.
+    """
+    k = min(k, len(answers))
+    blocks = [answers[start : start + k] for start in range(0, len(answers) - k + 1, k)]
+    return fmean(_majority(block) for block in blocks)
+
+
+def _majority(answers: Sequence[tuple[str, bool]]) -> float:
+    votes = Counter(answer for answer, _ in answers if answer)
+    most = max(votes.values(), default=0)
+    return fmean(right for answer, right in answers if votes[answer] == most) if votes else 0.0
+
+
+def with_interval(values: Sequence[float], seed: int = 0, highest: float = 1.0) -> dict[str, Any]:
+    """Mean over problems with a 95 % bootstrap interval (percentiles of resampled means); Wilson's for equal values.
+
+    Values lie in [0, `highest`].
+    """
+    import numpy as np  # here, so that `make plan` need not wait for it
+
+    data = np.asarray(values, dtype=np.float64)
+    if (data == data[0]).all():
+        low, high = (highest * bound for bound in wilson(float(data[0]) / highest, len(data)))
+    else:
+        drawn = np.random.default_rng(seed).integers(0, len(data), size=(NUM_RESAMPLES, len(data)), dtype=np.int32)
+        low, high = np.percentile(data[drawn].mean(axis=1), [2.5, 97.5])
+    return {"value": float(data.mean()), "ci95": [float(low), float(high)], "n": len(data)}
+
+
+def wilson(share: float, num: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval for a share of `num` independent trials (Wilson 1927)."""
+    spread = Z95**2 / num
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * sqrt(share * (1 - share) / num + spread / (4 * num))
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def by_problem(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows of the same problem (same id, language and wording), in order."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["id"], row["language"], row["prompt"]), []).append(row)
+    return list(groups.values())
+
+
+def _means(groups: Iterable[Sequence[Row]], name: str) -> list[float]:
+    """The mean of a column over each problem's samples; None (does not apply) is passed over."""
+    found = ([float(row[name]) for row in group if row[name] is not None] for group in groups)
+    return [fmean(values) for values in found if values]
