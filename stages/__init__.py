@@ -7,6 +7,7 @@ from pipeline.stage import Stage
 from stages.evaluate import Evaluate
 from stages.grpo import GRPO
 from stages.pretrain import Pretrain
+from stages.reward_model import RewardModel
 from stages.sft import SFT
 
-STAGES: dict[str, type[Stage]] = {cls.kind: cls for cls in (Pretrain, SFT, GRPO, Evaluate)}
+STAGES: dict[str, type[Stage]] = {cls.kind: cls for cls in (Pretrain, SFT, RewardModel, GRPO, Evaluate)}

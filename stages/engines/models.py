@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ModelError, ResourceError
@@ -28,8 +34,8 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 Quantization = Literal["nf4"]
 
-# Merging adds B @ A to the weights, which rounds. More than this, as a mean KL divergence in nats a token, is
-# no rounding: a random adapter of rank 32 on SmolLM2-135M in bf16 was off by 0.005.
+# Merging adds B @ A to the weights, which rounds. More than this (see `_drift`) is no rounding: a random adapter
+# of rank 32 on SmolLM2-135M in bf16 was off by 0.005 nats a token.
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 
@@ -77,17 +83,60 @@ def load_model(
     bitsandbytes (QLoRA). Raises ModelError for a checkpoint that cannot be read, ResourceError for a missing
     device.
     """
+    return _load(AutoModelForCausalLM, _source(source), dtype, device, quantization)[0]
+
+
+def load_classifier(
+    source: ModelSource | Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "auto",
+    quantization: Quantization | None = None,
+    new_head: bool = False,
+) -> PreTrainedModel:
+    """A model with a head that gives one number for a text, in eval mode; otherwise like `load_model`.
+
+    `new_head` puts a fresh head on a language model, to be trained (torch's seed decides its weights).
+    Without it a model that has no trained head of one number is a ModelError: a head made up on loading would
+    give scores that mean nothing.
+    """
     source = _source(source)
+    options = {"num_labels": 1} if new_head else {}
+    model, missing = _load(AutoModelForSequenceClassification, source, dtype, device, quantization, **options)
+    if missing and not new_head:
+        raise ModelError(
+            f"{source.path} is no reward model: it has no trained {', '.join(sorted(missing))}",
+            hint="name the result of a reward_model stage, or a sequence classifier from the hub",
+        )
+    if model.config.num_labels != 1:
+        raise ModelError(f"{source.path} gives {model.config.num_labels} numbers for a text; a reward model gives 1")
+    return model
+
+
+def _load(
+    auto_class: Any,
+    source: ModelSource,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    quantization: Quantization | None,
+    **options: Any,
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names of the weights that its checkpoint lacks."""
     place = choose_device(device) if isinstance(device, str) else device
-    options: dict[str, Any] = {"dtype": dtype or compute_dtype(place)}
+    options |= {"dtype": dtype or compute_dtype(place)}
     if quantization == "nf4":
         options |= {"quantization_config": _nf4(options["dtype"]), "device_map": {"": place}}
     _check_safetensors(source)
     with _sentences(source, "model"), quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            source.path, revision=source.revision, trust_remote_code=False, use_safetensors=True, **options
+        model, loading = auto_class.from_pretrained(
+            source.path,
+            revision=source.revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
-    return model.eval() if quantization else model.to(place).eval()
+    return (model if quantization else model.to(place)).eval(), set(loading["missing_keys"])
 
 
 def attach_lora(
@@ -97,13 +146,20 @@ def attach_lora(
     dropout: float = 0.0,
     target_modules: str | list[str] = "all-linear",
 ) -> Any:
-    """`model` with a fresh LoRA adapter (B = 0, so it starts as the same function), as a PeftModel."""
+    """`model` with a fresh LoRA adapter (B = 0, so it starts as the same function), as a PeftModel.
+
+    The head of a classifier is trained as a whole beside the adapter.
+    """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        task_type="SEQ_CLS" if _is_classifier(model) else "CAUSAL_LM",
     )
     return get_peft_model(model, config)
 
@@ -114,14 +170,24 @@ def load_for_training(
     lora: "Lora | None",
     quantization: Quantization | None,
     seed: int,
+    *,
+    classifier: bool = False,
 ) -> Any:
-    """Frozen weights with a fresh adapter, or all weights in fp32 (bf16 would round small updates away)."""
-    torch.manual_seed(seed)  # the adapter's first weights
+    """Frozen weights with a fresh adapter, or all weights in fp32 (bf16 would round small updates away).
+
+    `classifier` trains a fresh head that gives one number in place of the language model's head.
+    """
+    torch.manual_seed(seed)  # the first weights of adapter and head
     dtype = compute_dtype(device) if lora else torch.float32
-    model = load_model(source, dtype=dtype, device=device, quantization=quantization)
+    if classifier:
+        model = load_classifier(source, dtype=dtype, device=device, quantization=quantization, new_head=True)
+    else:
+        model = load_model(source, dtype=dtype, device=device, quantization=quantization)
     if lora is None:
         return model
-    return attach_lora(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules)
+    model = attach_lora(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules)
+    _set_head_dtype(model, torch.float32)
+    return model
 
 
 def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -132,7 +198,8 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
     predicts is compared with what was trained: ModelError on drift. `model` cannot be trained further.
     """
     probe = torch.randint(0, min(model.config.vocab_size, len(tokenizer)), (4, 32), generator=_seeded(0))
-    before = _logprobs(model, probe)
+    _set_head_dtype(model, next(model.parameters()).dtype)
+    before = _predictions(model, probe)
     if hasattr(model, "peft_config"):
         # Only the adapter that was trained: a frozen "ref" adapter is the trainer's business.
         model.save_pretrained(folder / "adapter", selected_adapters=["default"], save_embedding_layers=False)
@@ -140,11 +207,11 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
     dtype = next(model.parameters()).dtype
     model.save_pretrained(folder, max_shard_size="20GB")
     tokenizer.save_pretrained(folder)
-    saved = load_model(folder, dtype=dtype, device=model.device)
-    drift = (before.exp() * (before - _logprobs(saved, probe))).sum(-1).mean().item()
+    reload = load_classifier if _is_classifier(model) else load_model
+    drift = _drift(model, before, _predictions(reload(folder, dtype=dtype, device=model.device), probe))
     if not drift <= MERGE_TOLERANCE[dtype]:  # also true for NaN
         raise ModelError(
-            f"the model saved in {folder} does not compute what was trained (KL divergence {drift:.2g})",
+            f"the model saved in {folder} does not compute what was trained (drift {drift:.2g})",
             hint="this is a fault of merging; the last training checkpoint is intact, run the stage again",
         )
 
@@ -269,7 +336,28 @@ def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def _set_head_dtype(model: Any, dtype: torch.dtype) -> None:
+    """For the head that PEFT trains as a whole: fp32 while it learns, like the adapter, then as the body."""
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _is_classifier(model: Any) -> bool:
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    return type(base).__name__.endswith("ForSequenceClassification")
+
+
 @torch.no_grad()
-def _logprobs(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def _predictions(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the next tokens, or a classifier's one number for each row."""
     model.eval()
-    return model(input_ids=ids.to(model.device)).logits.float().log_softmax(-1).cpu()
+    logits = model(input_ids=ids.to(model.device)).logits.float().cpu()
+    return logits if _is_classifier(model) else logits.log_softmax(-1)
+
+
+def _drift(model: Any, before: torch.Tensor, after: torch.Tensor) -> float:
+    """Mean KL divergence in nats a token; for a classifier the mean change, as a share of its scores' size."""
+    if _is_classifier(model):
+        return float((before - after).abs().mean() / (1 + before.abs().mean()))
+    return float((before.exp() * (before - after)).sum(-1).mean())
