@@ -7,7 +7,10 @@ from pipeline.stage import Stage
 from stages.evaluate import Evaluate
 from stages.grpo import GRPO
 from stages.pretrain import Pretrain
+from stages.rejection_sampling import RejectionSampling
 from stages.reward_model import RewardModel
 from stages.sft import SFT
 
-STAGES: dict[str, type[Stage]] = {cls.kind: cls for cls in (Pretrain, SFT, RewardModel, GRPO, Evaluate)}
+STAGES: dict[str, type[Stage]] = {
+    cls.kind: cls for cls in (Pretrain, SFT, RejectionSampling, RewardModel, GRPO, Evaluate)
+}

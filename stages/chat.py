@@ -109,13 +109,17 @@ def parse(text: str, *, prefilled: bool = False) -> Response:
     closed hides everything after it. What follows an end-of-turn token is not part of the response, and makes
     it not well-formed.
     """
-    end = _END_OF_TURN.search(text)
-    turn = text[: end.start()] if end else text
-    ran_on = bool(end and _END_OF_TURN.sub("", text[end.start() :]).strip())
+    turn = one_turn(text)
+    ran_on = bool(_END_OF_TURN.sub("", text[len(turn) :]).strip())
     whole = THINK + turn if prefilled else turn
     reasoning, rest = _split(whole)
     answer = None if rest is None else _answer(rest)
     return Response(text, reasoning, answer, well_formed=not ran_on and _is_well_formed(whole))
+
+
+def one_turn(text: str) -> str:
+    """The text up to the first end-of-turn token, without it."""
+    return _END_OF_TURN.split(text, maxsplit=1)[0]
 
 
 def has_tags(text: str) -> bool:

@@ -27,6 +27,11 @@ class Repetition(Reward):
     """The penalty of a text that only repeats itself."""
 
     def score(self, sample: Sample) -> float:
-        pieces = units(without_tags(self.text(sample) or "").lower())
-        ngrams = list(zip(*(pieces[i:] for i in range(self.ngram_size)), strict=False))
-        return self.max_penalty * (1 - len(set(ngrams)) / len(ngrams)) if ngrams else 0.0
+        return self.max_penalty * repeated_share(self.text(sample) or "", self.ngram_size)
+
+
+def repeated_share(text: str, ngram_size: int) -> float:
+    """The share of the text's n-grams that stood in it before, in [0, 1]; tags and case do not count."""
+    pieces = units(without_tags(text).lower())
+    ngrams = list(zip(*(pieces[i:] for i in range(ngram_size)), strict=False))
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0

@@ -1,0 +1,101 @@
+"""A data set artifact in the making: Parquet shards, each whole or not there, and the card that tells of them.
+
+Makes `rows/part-00000.parquet …`, and a `README.md` that is a Hugging Face dataset card, so that
+`datasets.load_dataset(FOLDER)` reads the folder as it lies. A finished shard has a mark in the stage's checkpoints,
+written last: a resume goes on after the last mark, and memory holds one shard however many there are.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.artifact import read_json, write_json
+from pipeline.stage import Workdir
+
+Row = dict[str, Any]
+Columns = Mapping[str, str]
+"""Column -> its Arrow type by name: `string`, `int64`, `double`."""
+
+SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6}
+"""The hub's words for sizes, each with the first number that is too large for it."""
+
+
+class Shards:
+    """The shards of one data set, `size` problems to each; shards of another size are forgotten and made again."""
+
+    def __init__(self, work: Workdir, columns: Columns, size: int) -> None:
+        self._columns = columns
+        self._rows, self._marks = work.path / "rows", work.checkpoints
+        self._prefix = f"shard-{size}-"
+        self._rows.mkdir(exist_ok=True)
+        for mark in self._marks.glob("shard-*.json"):
+            if not mark.name.startswith(self._prefix):
+                mark.unlink()
+        done = {self._part(number).name for number in self._numbers()}
+        for file in self._rows.iterdir():
+            if file.name not in done:
+                file.unlink()
+
+    def is_done(self, number: int) -> bool:
+        """Whether an earlier process, or this one, has finished the shard."""
+        return self._mark(number).exists()
+
+    def publish(self, number: int, rows: Sequence[Row], record: Mapping[str, Any]) -> None:
+        """Writes the shard's rows, then its mark with `record` (plain JSON values)."""
+        write_parquet(self._part(number), [rows], self._columns)
+        write_json(self._mark(number), record)
+
+    def records(self) -> Iterator[Any]:
+        """The record of each finished shard, in order, one at a time."""
+        return (read_json(self._mark(number)) for number in self._numbers())
+
+    def _numbers(self) -> list[int]:
+        return sorted(int(mark.stem.removeprefix(self._prefix)) for mark in self._marks.glob(f"{self._prefix}*.json"))
+
+    def _part(self, number: int) -> Path:
+        return self._rows / f"part-{number:05}.parquet"
+
+    def _mark(self, number: int) -> Path:
+        return self._marks / f"{self._prefix}{number}.json"
+
+
+def write_parquet(path: Path, batches: Iterable[Sequence[Row]], columns: Columns) -> None:
+    """Writes rows batch by batch, whole or not at all; the file is on disk when this returns."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        with pq.ParquetWriter(file, schema) as writer:
+            for rows in batches:
+                writer.write_table(pa.Table.from_pylist(list(rows), schema))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def storable(text: str) -> str:
+    """The text with what UTF-8 cannot hold (half a surrogate pair, from a server's JSON) replaced by `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def write_card(folder: Path, title: str, front: Mapping[str, Any], num_rows: int, body: str) -> None:
+    """Writes `README.md`: `front` (and what every data set of ours has) as front matter, then title and body."""
+    block = {
+        "pretty_name": title,
+        **front,
+        "task_categories": ["text-generation"],
+        "size_categories": [next((name for name, top in SIZES.items() if num_rows < top), "n>1M")],
+    }
+    header = yaml.safe_dump(block, sort_keys=False, allow_unicode=True)
+    (folder / "README.md").write_text(f"---\n{header}---\n# {title}\n\n{body}", encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table, followed by an empty line."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines) + "\n"
