@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 from pipeline.errors import ModelError
 from pipeline.stage import ModelSource
 from stages.chat import TEMPLATES
-from stages.engines.models import Device, choose_device, context_length, load_classifier, load_tokenizer
+from stages.engines.models import Device, choose_device, context_length, load_classifier, load_tokenizer, quiet
 from stages.engines.samplers import encode_prompts
 from stages.engines.token_budget import CPU_TOKENS, plan
 from stages.sampling import Template
@@ -108,8 +108,9 @@ def encode(
     What does not fit into `limit` tokens loses first the beginning of its prompt, then the end of its text.
     """
     how = TEMPLATES[template]
-    heads = encode_prompts(tokenizer, [how.prompt(prompt, tokenizer) for prompt in prompts])
-    tails = tokenizer([how.start + text for text in texts], add_special_tokens=False)["input_ids"]
+    with quiet():  # transformers remarks on every text that is too long; here it is cut, or counted
+        heads = encode_prompts(tokenizer, [how.prompt(prompt, tokenizer) for prompt in prompts])
+        tails = tokenizer([how.start + text for text in texts], add_special_tokens=False)["input_ids"]
     rows = []
     for head, tail in zip(heads, tails, strict=True):
         kept = [*tail[: limit - 1], tokenizer.eos_token_id]
