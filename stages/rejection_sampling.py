@@ -174,20 +174,20 @@ class RejectionSampling(SamplingStage):
 def summed(records: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts over all shards: of samples by their fate, of demos by domain, of problems by pass rate."""
     samples = Counter(dict.fromkeys(("sampled", *REASONS, "kept"), 0))
-    kept_of, pass_rates = Counter[str](), Counter(dict.fromkeys(PASS_RATES, 0))
+    kept_by_domain, pass_rates = Counter[str](), Counter(dict.fromkeys(PASS_RATES, 0))
     total_rate, num_answered = 0.0, 0
     for record in records:
         samples.update(record["dropped"])
         for row in record["problems"]:
             samples.update(sampled=row["num_samples"], kept=row["kept"])
-            kept_of[f"{row['domain']}, {row['language']}"] += row["kept"]
+            kept_by_domain[f"{row['domain']}, {row['language']}"] += row["kept"]
             pass_rates[_pass_rate_name(row["pass_rate"])] += 1
             total_rate += row["pass_rate"] or 0.0
             num_answered += bool(row["kept"])
     num_judged = pass_rates.total() - pass_rates["unknown"]
     return {
         "samples": dict(samples),
-        "kept_of": dict(kept_of),
+        "kept_by_domain": dict(kept_by_domain),
         "pass_rates": dict(pass_rates),
         "mean_pass_rate": total_rate / num_judged if num_judged else None,
         "num_problems_kept": num_answered,

@@ -11,6 +11,7 @@ from stages.dataset import table, write_card
 if TYPE_CHECKING:
     from stages.rejection_sampling import RejectionSampling
 
+ORDER = {"shortest": "the shortest first", "first": "in the order sampled", "random": "in random order"}
 SAYS = {
     "truncated": "cut off at the length limit",
     "wrong": "the answer is wrong",
@@ -32,7 +33,7 @@ def write_sampled_card(stage: "RejectionSampling", counts: Mapping[str, Any], fo
     """Writes `README.md` into the stage's folder; `counts` is what `counts.json` holds."""
     found = {str(ref): card.licence for ref, card in _cards(stage)}
     front = {
-        "language": sorted({name.rpartition(", ")[2] for name, number in counts["kept_of"].items() if number}),
+        "language": sorted({name.rpartition(", ")[2] for name, number in counts["kept_by_domain"].items() if number}),
         "license": next(iter(found.values())) if len(set(found.values())) == 1 else "other",
         "tags": ["synthetic", "rejection-sampling", "reasoning"],
         "configs": [
@@ -52,7 +53,7 @@ def _origin(stage: "RejectionSampling", found: Mapping[str, str]) -> str:
     return (
         f"{stage.num_samples} responses to each problem, temperature {stage.temperature:g}, top-p {stage.top_p:g}, at "
         f"most {stage.max_completion_length} tokens, template `{stage.template}`. Of the {rule} that pass the filters, "
-        f"{many} of each problem were kept, {stage.choose} first.\n\n"
+        f"{many} of each problem were kept, {ORDER[stage.choose]}.\n\n"
         f"{table(('problems from', 'licence'), rows)}{warnings}"
         "The responses are a model's own text: the licences of the model and of the problems apply to them.\n\n"
     )
@@ -80,7 +81,7 @@ def _problems(counts: Mapping[str, Any]) -> str:
         + table(("problems", "number"), [*problems, ("with a demo", counts["num_problems_kept"])])
         + "How hard they were: the share of a problem's samples that were right. See `problems.parquet`.\n\n"
         + table(("pass rate", "problems"), rates)
-        + table(("demos by domain and language", "number"), counts["kept_of"].items())
+        + table(("demos by domain and language", "number"), counts["kept_by_domain"].items())
     )
 
 
