@@ -14,7 +14,7 @@ is flattered by it: compare with the rules, and with the hacking alarm of `grpo`
 Command: `make stage STAGE=eval_base`, or as part of `make r1-zero`
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -120,7 +120,7 @@ COLUMNS = (
 )
 
 
-def _row(problem: Row, completion: "Completion", response: Response, verdict: Verdict) -> Row:
+def _row(problem: Mapping[str, str], completion: "Completion", response: Response, verdict: Verdict) -> Row:
     said = answer_text(response, problem["checker"]) or ""
     return {
         **{name: problem[name] for name in ("id", "prompt", "answer", "domain", "language")},

@@ -1,29 +1,33 @@
-"""Reinforcement learning with rule rewards: GRPO.
+"""Reinforcement learning with rule rewards and reward models: GRPO.
 
-Reads a checkpoint and problems; makes a checkpoint (merged weights; the adapter beside them in `adapter/`)
-and the training curves `metrics.jsonl`, one row a step.
+Reads a checkpoint and problems, and for the final RL reward models, problems that enter late and held-out problems
+for the hacking alarm; makes a checkpoint (merged weights; the adapter beside them in `adapter/`) and the training
+curves `metrics.jsonl`, one row a step.
 
 Paper: DeepSeek-R1 §2.1 (GRPO), §2.2 (R1-Zero), §2.3.2 (reasoning RL), §2.3.4 (final RL). R1-Zero trained all
 weights with learning rate 3e-6, KL coefficient 0.001, 16 responses to each of 32 questions a step at
-temperature 1, at most 32,768 tokens each, the reference replaced every 400 steps, 10,400 steps in all.
+temperature 1, at most 32,768 tokens each, the reference replaced every 400 steps, 10,400 steps in all. The final RL
+ran for 1,700 steps at temperature 0.7, with preference rewards and general prompts in the last 400 only.
 How we differ: as many problems and responses as the scale says; LoRA or all weights; no KL term unless `beta`
 is set; the loss is DAPO's mean over tokens unless `loss_type` is set; a step samples one batch and trains on
-it (the paper samples for 16 steps at once); rewards are rules only; responses whose group got one and the
-same reward have no gradient and are not computed again.
+it (the paper samples for 16 steps at once); responses whose group got one and the same reward have no gradient and
+are not computed again; reward hacking is watched for while it could begin (`stages/alarm.py`).
 
-Command: `make stage STAGE=r1_zero`, or as part of `make r1-zero`
+Command: `make stage STAGE=r1_zero`, or as part of `make r1-zero`; `STAGE=final_rl` for the final RL of `make r1-full`
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.errors import DataError
-from pipeline.refs import DatasetRef
-from pipeline.stage import Inputs, Workdir, read_jsonl
-from stages.rewards import AnyReward, Sample, score_many
+from pipeline.refs import DatasetRef, Ref, RewardModelRef
+from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
+from stages.alarm import Alarm
+from stages.rewards import AnyReward, Sample, Scorer, score_many
 from stages.rewards.accuracy import Accuracy
 from stages.rewards.checkers import Verdict, check_many
 from stages.rewards.format import Format
@@ -37,8 +41,22 @@ if TYPE_CHECKING:
 MAX_GOLDS_CHECKED = 5000
 
 
+@dataclass(frozen=True)
+class Problems:
+    """What a run learns from, and what it is watched on."""
+
+    early: list[dict[str, str]]
+    """From the first step."""
+    late: list[dict[str, str]]
+    """From `late_from` on."""
+    held_out: list[dict[str, str]]
+    """For the hacking alarm."""
+    num_unusable: int
+    """How many of the first two were left out because their gold answers cannot be checked against."""
+
+
 class GRPO(TrainingStage, SamplingStage):
-    """Samples responses, rewards them by rules, and makes the better ones of each group more likely."""
+    """Samples responses, rewards them, and makes the better ones of each group more likely."""
 
     kind: ClassVar[str] = "grpo"
     problems: list[DatasetRef] = Field(description="problems to learn from")
@@ -47,6 +65,16 @@ class GRPO(TrainingStage, SamplingStage):
         min_length=1,
         description="parts of the reward; their weighted sum counts",
     )
+    helpfulness_model: RewardModelRef | None = Field(None, description="gives the reward of kind helpfulness")
+    harmlessness_model: RewardModelRef | None = Field(None, description="gives the reward of kind harmlessness")
+    late_problems: list[DatasetRef] = Field([], description="problems that enter late; general prompts, in the paper")
+    late_from: float = Field(0.765, ge=0, lt=1, description="share of the steps after which they enter")
+    late_share: float = Field(0.5, gt=0, le=1, description="their share of a step's problems from then on")
+    alarm_problems: list[DatasetRef] = Field(
+        [], description="held-out problems for the hacking alarm; none = no alarm", json_schema_extra={"split": "eval"}
+    )
+    alarm: Runtime[Alarm] = Field(Alarm(), description="what is done about reward hacking")
+
     max_steps: int = Field(100, ge=1, description="updates of the policy")
     num_problems: int = Field(32, ge=1, description="problems in each step")
     num_generations: int = Field(8, ge=2, description="responses to each problem: the group G")
@@ -63,24 +91,57 @@ class GRPO(TrainingStage, SamplingStage):
     num_iterations: int = Field(1, ge=1, description="updates on each batch of responses")
     ref_model_sync_steps: int = Field(0, ge=0, description="steps between refreshes of the KL reference; 0 = never")
 
+    @field_validator("helpfulness_model", "harmlessness_model")
+    @classmethod
+    def _goes_with_its_reward(cls, model: Ref | None, info: ValidationInfo) -> Ref | None:
+        kind = str(info.field_name).removesuffix("_model")
+        is_listed = kind in {reward.kind for reward in info.data.get("rewards", ())}
+        if is_listed and model is None:
+            raise ValueError(f"the reward '{kind}' needs a reward model: name one, or take the reward off the list")
+        if model is not None and not is_listed:
+            raise ValueError(f"no reward asks this model: list one of kind '{kind}', or leave the model out")
+        return model
+
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
-        """Trains and saves the model; returns means over the last tenth of the steps."""
+        """Trains and saves the model; returns means over the last tenth of the steps.
+
+        Raises StageFailed when the hacking alarm stops it.
+        """
         from stages.engines import grpo_run  # imports torch and trl
 
         grpo_run.check(self)
-        problems, num_unusable = usable(inputs.rows("problems"))
-        if len(problems) < self.num_problems:
-            raise DataError(
-                f"there are {len(problems)} usable problems, but a step takes {self.num_problems}",
-                hint="lower num_problems, or name more problems",
-            )
-        grpo_run.train(self, inputs.checkpoint("model"), problems, work)
-        return closing_means(read_jsonl(work.metrics_file)) | {"num_unusable_golds": num_unusable}
+        problems = self._problems(inputs)
+        grpo_run.train(self, inputs, problems, work)
+        rows = read_jsonl(work.metrics_file)
+        found = closing_means(rows) | {"num_unusable_golds": problems.num_unusable}
+        if problems.held_out:
+            found["num_suspicious_looks"] = sum(row.get("alarm/suspicious", 0.0) for row in rows)
+        return found
+
+    def _problems(self, inputs: Inputs) -> Problems:
+        """The rows; DataError when there are too few of them for one step."""
+        from stages.engines.schedule import num_late_problems  # imports torch
+
+        early, num_bad = usable(inputs.rows("problems"))
+        late, num_bad_late = usable(inputs.rows("late_problems")) if self.late_problems else ([], 0)
+        is_watched = self.alarm_problems and self.alarm.action != "off"
+        held_out = usable(inputs.rows("alarm_problems", limit=self.alarm.num_problems))[0] if is_watched else []
+        _require(early, self.num_problems, "problems")
+        if late:
+            _require(late, num_late_problems(self.num_problems, self.late_share), "late problems")
+        return Problems(early, late, held_out, num_bad + num_bad_late)
 
     def score(
-        self, problems: Sequence[dict[str, Any]], completions: "Sequence[Completion]", fraction: float
+        self,
+        problems: Sequence[dict[str, Any]],
+        completions: "Sequence[Completion]",
+        fraction: float,
+        models: Mapping[str, Scorer] | None = None,
     ) -> list[dict[str, float | None]]:
-        """`reward` and each `reward/<kind>` of each response; `fraction` is the share of training done."""
+        """`reward` and each `reward/<kind>` of each response; `fraction` is the share of training done.
+
+        `models` holds the reward model of each kind that needs one.
+        """
         samples = [
             Sample(
                 problem=problem,
@@ -92,7 +153,21 @@ class GRPO(TrainingStage, SamplingStage):
             )
             for problem, completion in zip(problems, completions, strict=True)
         ]
-        return score_many(self.rewards, samples)
+        return score_many(self.rewards, samples, models)
+
+    def shares_right(self, problems: Sequence[dict[str, str]], groups: "Sequence[Sequence[Completion]]") -> list[float]:
+        """The share of right responses to each problem; `groups` holds the responses to each."""
+        pairs = [(problem, found) for problem, group in zip(problems, groups, strict=True) for found in group]
+        right = iter([one.verdict is Verdict.right for one in self.judged(pairs)])
+        return [fmean(next(right) for _ in group) for group in groups]
+
+
+def _require(problems: list[dict[str, str]], wanted: int, what: str) -> None:
+    if len(problems) < wanted:
+        raise DataError(
+            f"there are {len(problems)} usable {what}, but a step takes {wanted}",
+            hint=f"lower num_problems, or name more {what}",
+        )
 
 
 def usable(problems: list[dict[str, str]]) -> tuple[list[dict[str, str]], int]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, DataError, Interrupted, ModelError, ResourceError
+from pipeline.refs import Ref
 from pipeline.stage import ModelSource, Workdir, read_jsonl
 from stages.engines.models import load_model, load_tokenizer, merge_and_save
 from stages.engines.samplers import Sampling, TransformersSampler
@@ -31,6 +32,9 @@ class ToyInputs:
 
     def rows(self, field: str, limit: int | None = None) -> list[dict[str, str]]:
         return self.problems[:limit]
+
+    def rows_by_source(self, field: str, limit: int | None = None) -> list[tuple[Ref, list[dict[str, str]]]]:
+        return [(Ref.parse("path:rows"), self.rows(field, limit))]
 
 
 class FirstByte(GRPO):

@@ -30,8 +30,12 @@ def newest_whole(checkpoints: Path) -> Path | None:
     return newest
 
 
-def seal_and_rotate(folder: Path) -> None:
-    """Seals a finished checkpoint; only then are older ones deleted, so that one whole one always exists."""
+def seal_and_rotate(folder: Path, kept_step: int | None = None) -> None:
+    """Seals a finished checkpoint; only then are older ones deleted, so that one whole one always exists.
+
+    The checkpoint of `kept_step` stays, however old it is.
+    """
     seal(folder)
     for old in checkpoints_in(folder.parent)[:-KEPT]:
-        shutil.rmtree(old)
+        if step_of(old) != kept_step:
+            shutil.rmtree(old)

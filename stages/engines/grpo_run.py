@@ -1,14 +1,18 @@
 """From the settings of a GRPO stage to a trained model: loads, checks, builds TRL's config, trains, saves."""
 
 import math
+import shutil
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import ConfigError, DataError
-from pipeline.stage import ModelSource, Workdir
-from stages.engines import trainers
+from pipeline.errors import ConfigError, DataError, StageFailed
+from pipeline.stage import Inputs, ModelSource, Workdir
+from stages.alarm import Watch
+from stages.engines import checkpoints, trainers
 from stages.engines.engine import open_sampler
+from stages.engines.hacking import HackingWatch
 from stages.engines.models import (
     choose_device,
     context_length,
@@ -17,15 +21,17 @@ from stages.engines.models import (
     merge_and_save,
     quiet,
 )
-from stages.engines.samplers import Sampling, encode_prompts
+from stages.engines.reward_models import RewardModelScorer
+from stages.engines.samplers import Sampler, Sampling, encode_prompts
+from stages.engines.schedule import Late
 
 if TYPE_CHECKING:
-    from stages.grpo import GRPO
+    from stages.grpo import GRPO, Problems
 
 with quiet():
     from trl import GRPOConfig
 
-    from stages.engines.grpo_trainer import NEED_WHOLE_BATCH, TokenBudgetGRPOTrainer
+    from stages.engines.grpo_trainer import NEED_WHOLE_BATCH, Score, TokenBudgetGRPOTrainer
 
 # Settings of GRPOConfig that have the same name in the stage and are passed on as they are.
 _PASSED_ON = [
@@ -41,6 +47,10 @@ _OURS = [
 ]
 
 
+# Where the model of the last calm look goes when the hacking alarm stops a stage.
+LAST_GOOD = "last_good"
+
+
 def check(stage: "GRPO") -> None:
     """Everything that can be refused before a model is loaded; raises ConfigError or ResourceError."""
     device = choose_device(stage.device)
@@ -50,38 +60,83 @@ def check(stage: "GRPO") -> None:
         if name in stage.trl:
             raise ConfigError(f"trl: '{name}' looks at the whole batch at once and cannot be cut into micro-batches")
     trainers.check_quantization(stage.quantization, stage.lora)
-    stage.score([], [], 0.0)  # refuses a reward that is listed twice
     if stage.ref_model_sync_steps and not stage.beta:
         raise ConfigError(
             "ref_model_sync_steps refreshes the KL reference, but beta is 0: there is none", hint="set beta"
         )
 
 
-def train(stage: "GRPO", source: ModelSource, problems: list[dict[str, Any]], work: Workdir) -> None:
-    """Trains the model at `source` on `problems` and saves it in `work.path`."""
-    device = choose_device(stage.device)
+def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) -> None:
+    """Trains the stage's model on `problems` and saves it in `work.path`.
+
+    Raises StageFailed when the hacking alarm stops it; the model of the last calm look is then in `last_good/`.
+    """
+    device, source = choose_device(stage.device), inputs.checkpoint("model")
     tokenizer = load_tokenizer(source)
-    prompts = stage.prompts(problems, tokenizer)
     model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
-    _check_prompt_lengths(encode_prompts(tokenizer, prompts), problems, context_length(model), stage)
+    rows = problems.early + problems.late
+    prompts = stage.prompts(rows, tokenizer)
+    _check_prompt_lengths(encode_prompts(tokenizer, prompts), rows, context_length(model), stage)
     sampler = open_sampler(stage, source, tokenizer, device, model)
+    hacking = _hacking_watch(stage, problems.held_out, tokenizer, sampler)
     with quiet():
         trainer = TokenBudgetGRPOTrainer(
             model=model,
             tokenizer=tokenizer,
             args=_config(stage, source, work, device),
-            problems=[{**problem, "prompt": prompt} for problem, prompt in zip(problems, prompts, strict=True)],
+            problems=[{"prompt": prompt, "row": row} for prompt, row in zip(prompts, rows, strict=True)],
             sampler=sampler,
-            sampling=Sampling(stage.temperature, stage.top_p, stage.max_completion_length, stage.seed, stage.stop),
-            score=stage.score,
+            sampling=_sampling(stage, stage.seed),
+            score=_score(stage, inputs, device),
             reward_weights={reward.kind: reward.weight for reward in stage.rewards},
             token_budget=None if stage.token_budget == "auto" else stage.token_budget,
             reference_every=stage.ref_model_sync_steps,
             mask_truncated=stage.mask_truncated_completions,
+            late=Late(len(problems.late), stage.late_from, stage.late_share) if problems.late else None,
+            hacking=hacking,
         )
+        shutil.rmtree(work.path / LAST_GOOD, ignore_errors=True)
         trainers.run_training(trainer, work)
         sampler.close()
+        if hacking and hacking.has_stopped:
+            raise _stopped(trainer, hacking, work)
         merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.path)
+
+
+def _score(stage: "GRPO", inputs: Inputs, device: torch.device) -> Score:
+    """The stage's `score`, with its reward models opened."""
+    models = {
+        field.removesuffix("_model"): RewardModelScorer(inputs.checkpoint(field), device, stage.template)
+        for field in ("helpfulness_model", "harmlessness_model")
+        if getattr(stage, field)
+    }
+    return partial(stage.score, models=models) if models else stage.score
+
+
+def _sampling(stage: "GRPO", seed: int) -> Sampling:
+    return Sampling(stage.temperature, stage.top_p, stage.max_completion_length, seed, stage.stop)
+
+
+def _hacking_watch(
+    stage: "GRPO", held_out: list[dict[str, Any]], tokenizer: Any, sampler: Sampler
+) -> HackingWatch | None:
+    """The alarm, where there are problems to watch."""
+    if not held_out:
+        return None
+    prompts, shares = stage.prompts(held_out, tokenizer), partial(stage.shares_right, held_out)
+    return HackingWatch(Watch(stage.alarm), prompts, shares, sampler, _sampling(stage, stage.seed))
+
+
+def _stopped(trainer: Any, hacking: HackingWatch, work: Workdir) -> StageFailed:
+    """Writes the model of the last calm look to `last_good/`; the error that says so."""
+    trainer._load_from_checkpoint(str(checkpoints.folder_of(work.checkpoints, hacking.kept_step or 0)))
+    folder = work.path / LAST_GOOD
+    merge_and_save(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, folder)
+    return StageFailed(
+        hacking.watch.describe(),
+        hint=f"the model after step {hacking.kept_step} is in {folder}; lower the weights of helpfulness and "
+        "harmlessness or raise their from_fraction, or go on from here with alarm.action=warn",
+    )
 
 
 def _config(stage: "GRPO", source: ModelSource, work: Workdir, device: torch.device) -> GRPOConfig:

@@ -15,7 +15,7 @@ Shapes: B = P problems × G responses, C completion tokens.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ import torch
 from accelerate.utils import gather
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
 
+from stages.engines.curves import note, reward_curves, sampling_curves
 from stages.engines.engine_correction import importance_ratio
+from stages.engines.hacking import HackingWatch
 from stages.engines.models import peak_memory_gib
 from stages.engines.samplers import Completion, Sampler, Sampling, encode_prompts
+from stages.engines.schedule import EpochSampler, Late, LateSampler
 from stages.engines.shared_prompt import can_share_prompts, completion_logprobs
 from stages.engines.token_budget import (
     Batch,
@@ -47,20 +49,8 @@ Score = Callable[[Sequence[dict[str, Any]], Sequence[Completion], float], list[d
 NEED_WHOLE_BATCH = ("top_entropy_quantile", "entropy_coef", "use_adaptive_entropy")
 
 
-class EpochSampler(RepeatSampler):
-    """TRL's order of problems, but an epoch's shuffle depends on (seed, epoch) alone: a resume finds it."""
-
-    def __init__(self, epoch: Callable[[], int], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(1_000_003 * (self.seed or 0) + self.epoch())
-        return super().__iter__()
-
-
 class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
-    """See the module docstring. `problems`: rows with a `prompt` text and whatever `score` wants to see."""
+    """See the module docstring. `problems`: the `prompt` a model continues, and the `row` that `score` wants."""
 
     def __init__(
         self,
@@ -75,24 +65,28 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         token_budget: int | None = None,
         reference_every: int = 0,
         mask_truncated: bool = False,
+        late: Late | None = None,
+        hacking: HackingWatch | None = None,
     ) -> None:
         """`reward_weights`: weight of each `reward/<kind>`; `token_budget` None = found from memory.
 
         `reference_every`: the KL reference becomes the current policy every so many steps (0 = never).
         `mask_truncated`: responses cut at the length limit have no part in the loss.
+        `late`: the last of the problems enter late; `hacking`: looks for reward hacking after each step.
         """
         args.reward_weights = list(reward_weights.values())
         super().__init__(
             model=model,
             reward_funcs=[_named(kind) for kind in reward_weights],
             args=args,
-            train_dataset=Dataset.from_list([{"prompt": row["prompt"], "row": row} for row in problems]),
+            train_dataset=Dataset.from_list(problems),
             processing_class=tokenizer,
         )
         self.sampler, self.sampling, self.score = sampler, sampling, score
         self._corrects_engine = sampler.trained_elsewhere and args.vllm_importance_sampling_correction
         self.reference_every = reference_every
         self.mask_truncated = mask_truncated
+        self.late, self.hacking = late, hacking
         self.token_budget = token_budget
         # Recomputed layers cannot write to a cache, and DDP counts on one forward pass for each backward.
         alone = self.accelerator.num_processes == 1 and not args.gradient_checkpointing
@@ -105,16 +99,18 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
 
     # --- the order of problems ---------------------------------------------------------------------
 
-    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        return EpochSampler(
-            epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
-            data_source=dataset if dataset is not None else self.train_dataset,
-            mini_repeat_count=self.num_generations,
-            batch_size=self.args.generation_batch_size // self.num_generations,
-            repeat_count=self.num_iterations * self.args.steps_per_generation,
-            shuffle=self.shuffle_dataset,
-            seed=self.args.seed,
-        )
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler | LateSampler:
+        problems = dataset if dataset is not None else self.train_dataset
+        pattern = {
+            "mini_repeat_count": self.num_generations,
+            "batch_size": self.args.generation_batch_size // self.num_generations,
+            "repeat_count": self.num_iterations * self.args.steps_per_generation,
+            "shuffle": self.shuffle_dataset,
+            "seed": self.args.seed,
+        }
+        if self.late:
+            return LateSampler(self.late, len(problems), self.args.max_steps, **pattern)
+        return EpochSampler(lambda: int((self.state.epoch or 0.0) + 1e-6), data_source=problems, **pattern)
 
     # --- sampling and scoring ----------------------------------------------------------------------
 
@@ -126,39 +122,24 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         groups = self.sampler.generate(prompts[:: self.num_generations], self.num_generations, sampling)
         self.sampler.sleep()
         self._completions = [completion for group in groups for completion in group]
-        self._note_sampling(time.perf_counter() - began)
+        self._step_metrics |= sampling_curves(self._completions, time.perf_counter() - began)
         prompt_ids = encode_prompts(self._tokenizer, prompts)
         token_ids = [c.token_ids for c in self._completions]
         logprobs = [c.logprobs for c in self._completions] if self._corrects_engine else None
         return prompt_ids, token_ids, None, [c.text for c in self._completions], logprobs, {}, None, []
-
-    def _note_sampling(self, seconds: float) -> None:
-        rows = self._completions
-        num_tokens = sum(len(c.token_ids) for c in rows)
-        self._step_metrics |= {
-            "mean_response_tokens": num_tokens / len(rows),
-            "clipped_share": sum(c.truncated for c in rows) / len(rows),
-            # Minus the log-probability of a sampled token is an unbiased estimate of the entropy at its
-            # position; over
-            # all responses, where TRL's own figure would cover only those that are trained on.
-            "entropy": -sum(sum(c.logprobs) for c in rows) / num_tokens,
-            "generate_seconds": seconds,
-            "sampled_tokens": float(num_tokens),
-        }
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
         """Every part of the reward of each response, (B, kinds); NaN where a part does not apply."""
         fraction = self.state.global_step / max(1, self.args.max_steps)
-        parts = self.score([x["row"] for x in inputs], self._completions, fraction)
+        problems = [x["row"] for x in inputs]
+        parts = self.score(problems, self._completions, fraction)
         table = [[_number(part[f"reward/{kind}"]) for kind in self.reward_func_names] for part in parts]
         rewards = torch.tensor(table, dtype=torch.float32, device=self.accelerator.device)
-        for k, kind in enumerate(self.reward_func_names):
-            if not rewards[:, k].isnan().all():
-                self._step_metrics[f"reward/{kind}"] = rewards[:, k].nanmean().item()
-        if "reward/accuracy" in self._step_metrics:
-            self._step_metrics["pass_at_1"] = self._step_metrics["reward/accuracy"]
+        self._step_metrics |= reward_curves(rewards, self.reward_func_names, problems)
+        if self.hacking:
+            self.hacking.note(rewards, self.reward_func_names, self.num_generations)
         totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
         groups = totals.view(-1, self.num_generations)
         flat = (groups == groups[:, :1]).all(1)
@@ -348,21 +329,33 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         row = self._step_metrics | {k: logs[k] for k in ("loss", "grad_norm", "learning_rate")}
         tokens = row.pop("sampled_tokens", 0.0)
         row |= {"step_seconds": seconds, "tokens_per_s": tokens / seconds, **peak_memory_gib()}
+        if self.hacking:
+            row |= self.hacking.after_step(
+                self.accelerator.unwrap_model(self.model), self.state.global_step, self.control
+            )
+            self._step_began = time.perf_counter()
         self.work.log(self.state.global_step, row)
-        self.work.progress(self.state.global_step, self.args.max_steps, _note(row))
+        self.work.progress(self.state.global_step, self.args.max_steps, note(row))
         self._step_metrics = {}
         if self.reference_every and self.state.global_step % self.reference_every == 0:
             self.refresh_reference()
 
     def save_extra(self, folder: Path) -> None:
-        """The place inside a block of generated batches, the batches still to be used, and a refreshed
-        reference."""
+        """The place inside a block of generated batches, the batches still to be used, a refreshed reference, and
+        what was seen of reward hacking."""
         state: dict[str, Any] = {"step": self._step}
         if self._step % (self.args.steps_per_generation * self.num_iterations):
             state["buffered"] = self._buffered_inputs
         if self.reference_every and self.ref_model is not None:
             state["reference"] = self.accelerator.unwrap_model(self.ref_model).state_dict()
+        if self.hacking:
+            state["hacking"] = self.hacking.watch.state
         torch.save(state, folder / "grpo_state.pt")
+
+    @property
+    def kept_step(self) -> int | None:
+        """A step whose checkpoint is kept however old it is."""
+        return self.hacking.kept_step if self.hacking else None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -372,6 +365,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self._step, self._buffered_inputs = state["step"], state.get("buffered")
         if "reference" in state:
             self.accelerator.unwrap_model(self.ref_model).load_state_dict(state["reference"])
+        if self.hacking and "hacking" in state:
+            self.hacking.watch.restore(state["hacking"])
 
 
 def _named(kind: str) -> Callable[..., list[float]]:
@@ -388,12 +383,6 @@ def _reseeded(sampling: Sampling, seed: int, step: int, process: int) -> Samplin
     """A random stream for each (seed, step, process): a resume samples the same without saved state."""
     mixed = (seed * 1_000_003 + step) * 1_009 + process
     return Sampling(**{**vars(sampling), "seed": mixed % 2**63})
-
-
-def _note(row: dict[str, float]) -> str:
-    """What a person wants to see beside the bar."""
-    right = f"pass@1 {row['pass_at_1']:.0%} · " if "pass_at_1" in row else ""
-    return f"{right}reward {row['reward']:.2f} · {row['mean_response_tokens']:.0f} tokens" if "reward" in row else right
 
 
 def _number(value: float | None) -> float:

@@ -108,7 +108,12 @@ class PipelineTrainer:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         folder = checkpoints.folder_of(self.work.checkpoints, self.state.global_step)
         self.save_extra(folder)
-        checkpoints.seal_and_rotate(folder)
+        checkpoints.seal_and_rotate(folder, self.kept_step)
+
+    @property
+    def kept_step(self) -> int | None:
+        """A step whose checkpoint is kept however old it is; None = the newest ones only."""
+        return None
 
     def save_extra(self, folder: Path) -> None:
         """For what a subclass must remember besides; written before the checkpoint is sealed."""
