@@ -69,6 +69,8 @@ def train(stage: "SFT", source: ModelSource, demos: Sequence[tuple[Ref, list[Row
             args=_config(stage, len(mix.train), work, device),
             train_dataset=Dataset.from_list([demo.features for demo in mix.train]),
         )
+        if stage.packing and not trainer.packs:
+            work.progress(0, trainer.args.max_steps, "not packed: this model would look from one demo into the next")
         trainers.run_training(trainer, work)
         merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.path)
     return mix.record
