@@ -153,3 +153,18 @@ def test_the_code_in_a_reward_models_card_loads_and_scores(run_dir: Path, monkey
     assert torch.allclose(logits(by_transformers["model"]), logits(by_peft["model"]), atol=1e-4)
     exec(scored, by_transformers)
     assert 0 < by_transformers["scores"][0] < 1
+
+
+def test_a_model_from_another_run_brings_its_history_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R1_RUNS", str(tmp_path))
+    hub = "hub:Qwen/Qwen2.5-0.5B@060db6499f32"
+    for name, model, cards in (("old/r1_zero", hub, CARDS), ("new/cold_start", "run:old/r1_zero", [])):
+        (tmp_path / f"{name}.partial").mkdir(parents=True)
+        read = {"model": [{"ref": model}], **({"problems": [{"ref": "card:stratos"}]} if cards else {})}
+        facts = {"artifact": "checkpoint", "kind": "sft", "fingerprint": "f", "inputs": read, "cards": cards}
+        publish(tmp_path / f"{name}.partial", tmp_path / name, facts)
+    [file] = write_model_cards(tmp_path / "new")
+    card = file.read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "Qwen/Qwen2.5-0.5B"
+    assert "| `old/r1_zero` | sft | " in card and "cc-by-nc-4.0 allows no commercial use" in card
+    assert "Not measured yet." in card
