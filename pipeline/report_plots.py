@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.report_run import Curve, Measure
+from pipeline.report_measures import Measure
+from pipeline.report_run import Curve
 
 MAX_POINTS = 400  # in one line of one drawing
+COLUMN_IN, ROW_IN = 1.35, 0.8  # inches between the boxes of the lineage graph
+BOX_WIDTH, BOX_HEIGHT = 0.86, 0.84  # as shares of a column and a row
+Place = tuple[int, float]  # column, row
 DARK_INK = "#24292f"  # of the README's picture, which is always light
 INK = "#010203"  # stands for currentColor
 PAPER = "#010204"  # stands for the background of a box
-SERIES = tuple(f"#0102{n:02x}" for n in range(0x10, 0x16))  # stand for --series-1 ... --series-6
+SERIES = tuple(f"#0102{n:02x}" for n in range(0x10, 0x18))  # stand for --series-1 ... --series-8
 CSS_COLOURS = {INK: "currentColor", PAPER: "var(--raised)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
 }
@@ -44,13 +48,21 @@ PANELS = (
     Panel("Entropy", ("entropy",), "nats per token"),
     Panel("Without a signal, or cut", ("zero_variance_share", "clipped_share"), "%", percent=True),
     Panel("KL to the reference", ("kl",), "nats per token"),
-    Panel("Loss", ("loss",), instead_of="reward"),
+    Panel("Loss", ("loss", "eval_loss"), instead_of="reward"),
+    Panel("Tokens predicted rightly", ("mean_token_accuracy",), "%", percent=True),
+    Panel("Pairs in the right order", ("accuracy",), "%", percent=True),
+    Panel("Watch for reward hacking", ("alarm/preference_score", "alarm/pass_at_1"), "%", percent=True),
+    Panel("Sampler against trainer", ("engine_gap",), "nats per token"),
     Panel("Speed", ("tokens_per_s",), "tokens per second"),
 )
 SERIES_LABELS = {
     "reward": "reward, the weighted sum",
     "zero_variance_share": "groups with equal rewards",
     "clipped_share": "responses cut at the limit",
+    "loss": "in training",
+    "eval_loss": "held out",
+    "alarm/preference_score": "the reward model's score",
+    "alarm/pass_at_1": "held-out pass@1",
 }
 
 
@@ -144,21 +156,31 @@ def draw_lineage(nodes: Sequence[Node]) -> Drawing | None:
     if not nodes:
         return None
     places = _columns(nodes)
+    edges = [(places[p], places[node.ref]) for node in nodes for p in node.parents if p in places]
     num_columns = 1 + max(column for column, _ in places.values())
-    lowest = max(row for _, row in places.values())
-    figure = _new_figure(1.75 * num_columns, 0.8 * (lowest + 1))
+    lowest = 0.5 + max(row for _, row in places.values())
+    tops = [start[1] - BOX_HEIGHT / 2 - _rise(start, end, places) - 0.1 for start, end in edges]
+    highest = min([-0.5, *tops])
+    figure = _new_figure(COLUMN_IN * num_columns, ROW_IN * (lowest - highest))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-0.5, num_columns - 0.5), ylim=(lowest + 0.5, -0.5))
+    axes.set(xlim=(-0.5, num_columns - 0.5), ylim=(lowest, highest))
     axes.axis("off")
+    for start, end in edges:
+        _draw_arrow(axes, start, end, _rise(start, end, places))
     for node in nodes:
         _draw_node(axes, node, places[node.ref])
-        for parent in node.parents:
-            if parent in places:
-                _draw_arrow(axes, places[parent], places[node.ref])
     return Drawing("Where every model comes from", "", _svg(figure, "graph of the stages"))
 
 
-def _columns(nodes: Sequence[Node]) -> dict[str, tuple[int, float]]:
+def _rise(start: Place, end: Place, places: Mapping[str, Place]) -> float:
+    """How many rows an arrow rises above the boxes to pass those in its way; 0 where there are none."""
+    in_the_way = [
+        place for place in places.values() if start[0] < place[0] < end[0] and abs(place[1] - start[1]) < BOX_HEIGHT / 2
+    ]
+    return 0.25 + 0.08 * (end[0] - start[0]) if start[1] == end[1] and in_the_way else 0.0
+
+
+def _columns(nodes: Sequence[Node]) -> dict[str, Place]:
     """Reference -> (column, row): one column right of the farthest parent, every column centred."""
     column: dict[str, int] = {}
     for node in nodes:  # a parent stands before its children in a recipe
@@ -168,7 +190,7 @@ def _columns(nodes: Sequence[Node]) -> dict[str, tuple[int, float]]:
     return {ref: (c, row + (tallest - len(names)) / 2) for c, names in members.items() for row, ref in enumerate(names)}
 
 
-def _draw_node(axes: Any, node: Node, place: tuple[int, float]) -> None:
+def _draw_node(axes: Any, node: Node, place: Place) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     x, y = place
@@ -178,27 +200,27 @@ def _draw_node(axes: Any, node: Node, place: tuple[int, float]) -> None:
         "edgecolor": INK,
         "facecolor": PAPER,
     }
-    corner, width, height = (x - 0.39, y - 0.42), 0.78, 0.84
-    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=0.05", **style))
+    corner = (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2)
+    box = FancyBboxPatch(corner, BOX_WIDTH, BOX_HEIGHT, boxstyle="round,pad=0,rounding_size=0.05", **style)
+    axes.add_patch(box)
     for number, line in enumerate((node.name, *node.lines)):
         top = y + (number - len(node.lines) / 2) * 0.21
         bold = {"fontweight": "bold"} if number == 0 else {"alpha": 0.75}
-        axes.text(x, top, line[:26], ha="center", va="center", fontsize=7, color=INK, parse_math=False, **bold)
+        size = 7 if len(line) <= 16 else 6
+        axes.text(x, top, line[:22], ha="center", va="center", fontsize=size, color=INK, parse_math=False, **bold)
 
 
-def _draw_arrow(axes: Any, start: tuple[int, float], end: tuple[int, float]) -> None:
-    far = end[0] - start[0] > 1
-    bend = "arc3,rad=-0.25" if far and start[1] == end[1] else "arc3,rad=0"
-    style = {
-        "arrowstyle": "-|>",
-        "color": INK,
-        "linewidth": 1.0,
-        "connectionstyle": bend,
-        "shrinkA": 0,
-        "shrinkB": 0,
-    }
-    tail, head = (start[0] + 0.39, start[1]), (end[0] - 0.39, end[1])
-    axes.annotate("", xy=head, xytext=tail, arrowprops=style, zorder=0)
+def _draw_arrow(axes: Any, start: Place, end: Place, rise: float) -> None:
+    """From the side of one box to the side of another, or from top to top where it rises above those between."""
+    style: dict[str, Any] = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0}
+    (x, y), (right, below) = start, end
+    if rise:
+        tail, head = (float(x), y - BOX_HEIGHT / 2), (float(right), below - BOX_HEIGHT / 2)
+    else:
+        tail, head = (x + BOX_WIDTH / 2, y), (right - BOX_WIDTH / 2, below)
+    # The curve's one control point lies twice as high as its top.
+    bend = f"arc3,rad={-2 * rise * ROW_IN / (COLUMN_IN * (right - x)):.3f}"
+    axes.annotate("", xy=head, xytext=tail, arrowprops={**style, "connectionstyle": bend}, zorder=0)
 
 
 def save_learning_picture(

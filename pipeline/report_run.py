@@ -7,10 +7,9 @@ in `Run.notes`, because a report that fails tells less than one with a gap. Curv
 measurements only from a whole artifact. Command: `make report RUN=NAME`.
 """
 
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,49 +17,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from pipeline.artifact import MANIFEST, damage, read_json
 from pipeline.errors import ArtifactError
+from pipeline.report_measures import Measure, Measures, finite
 from pipeline.stage import read_jsonl
 
 RUNNING_WITHIN_S = 120.0  # a partial folder whose progress is older than this counts as cut off
 
 Curve = list[tuple[int, float | None]]
-
-
-def finite(raw: Any) -> float | None:
-    """`raw` as a float when it is a finite number, otherwise None."""
-    if isinstance(raw, bool) or not isinstance(raw, int | float):
-        return None
-    try:
-        return float(raw) if math.isfinite(raw) else None
-    except OverflowError:  # an integer beyond any float
-        return None
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One measured number: its value, 95 % interval and the number of samples; None where there is none."""
-
-    value: float | None
-    ci95: tuple[float, float] | None = None
-    n: int | None = None
-
-    @classmethod
-    def read(cls, raw: Any) -> "Measure":
-        """From `{"value", "ci95", "n"}` or a bare number; NaN, infinities and text count as not measured."""
-        record = raw if isinstance(raw, dict) else {"value": raw}
-        bounds = record.get("ci95")
-        ends = [finite(bound) for bound in bounds] if isinstance(bounds, list) and len(bounds) == 2 else [None]
-        n = finite(record.get("n"))
-        low_high = None if None in ends else (ends[0], ends[1])
-        return cls(finite(record.get("value")), low_high, None if n is None else int(n))  # type: ignore[arg-type]
-
-    def apart_from(self, other: "Measure") -> bool:
-        """True when both intervals are known and do not touch."""
-        if self.ci95 is None or other.ci95 is None:
-            return False
-        return self.ci95[0] > other.ci95[1] or self.ci95[1] < other.ci95[0]
-
-
-Measures = dict[str, Measure]
 
 
 Number = Annotated[float | None, BeforeValidator(finite)]
@@ -162,6 +124,8 @@ class Run:
     description: str
     stages: list[StageRecord]
     notes: list[str]
+    beside: "Run | None" = None
+    """The run whose measurements are shown beside this one's, as its recipe names it."""
 
     @property
     def evaluations(self) -> list[StageRecord]:
@@ -178,10 +142,22 @@ def read_run(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Run
 
     `plan_states` (stage -> state, as `make plan` prints them) wins over what the folders look like.
     """
+    run = _read_one(run_dir, plan_states)
+    named = (read_object(run_dir / "recipe.json", []) or {}).get("beside")
+    if not named:
+        return run
+    try:
+        return replace(run, beside=_read_one(run_dir.parent / str(named)))
+    except ArtifactError:
+        run.notes.append(f"The run {named}, to be shown beside this one, is not there yet.")
+        return run
+
+
+def _read_one(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Run:
     if not run_dir.is_dir():
         raise ArtifactError(f"there is no run at {run_dir}", hint="`make plan` shows what a recipe would do")
     notes: list[str] = []
-    recipe = _read_object(run_dir / "recipe.json", notes) or {}
+    recipe = read_object(run_dir / "recipe.json", notes) or {}
     planned = recipe.get("stages")
     if not isinstance(planned, dict):
         notes.append(f"{run_dir / 'recipe.json'} names no stages: the stages are the folders that were found.")
@@ -223,8 +199,8 @@ def _read_stage(
     if planned and planned.startswith("stale"):
         notes.append(f"{name} is {planned}: its numbers belong to the older settings.")
     headline = manifest.metrics if manifest else {}
-    metrics = (_read_object(final / "metrics.json", notes) if manifest else None) or headline
-    by_domain = (_read_object(final / "by_domain.json", notes) if manifest else None) or {}
+    metrics = (read_object(final / "metrics.json", notes) if manifest else None) or headline
+    by_domain = (read_object(final / "by_domain.json", notes) if manifest else None) or {}
     return StageRecord(
         name=name,
         kind=str(settings.get("kind") or "unknown"),
@@ -271,7 +247,7 @@ def _read_manifest(folder: Path, notes: list[str]) -> Manifest | None:
     return None
 
 
-def _read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
+def read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
     """A JSON object, None when the file is missing; a note when it is not one."""
     if not path.is_file():
         return None
@@ -288,8 +264,8 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
 
 def _partial_state(partial: Path, notes: list[str]) -> str:
     """`running`, `cut off` or `failed`, and at which step; a failure's message becomes a note."""
-    progress = _read_object(partial / "progress.json", []) or {}
-    error = _read_object(partial / "error.json", [])
+    progress = read_object(partial / "progress.json", []) or {}
+    error = read_object(partial / "error.json", [])
     step, total = finite(progress.get("step")), finite(progress.get("total"))
     where = "" if step is None or total is None else f"step {step:.0f} of {total:.0f}"
     if error and error.get("type") != "Interrupted":

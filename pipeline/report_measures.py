@@ -1,0 +1,135 @@
+"""Measured numbers for the report: a value with its interval, the change between two of them, and both as text.
+
+Reads what an evaluation wrote (`{"value", "ci95", "n"}`, or a bare number). A change has an interval of its own,
+and only a change whose interval does not hold 0 is called one. It is put together from the two intervals (MOVER,
+Zou and Donner, Statistics in Medicine 27, 2008): with values a, b and bounds [la, ua], [lb, ub] the lower bound of
+b - a is b - a - sqrt((b - lb)² + (ua - a)²), the upper one likewise. That asks for no raw samples, keeps the
+lopsided intervals of shares near 0 and 1, and treats the two as independent. Two models measured on the same problems
+mostly rise and fall together on them, so the true interval is rather narrower: what is called a change here is one.
+
+Command: `make report RUN=NAME`
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a measured number is shown; `better` is +1, -1, or 0 where neither direction is good in itself."""
+
+    label: str
+    share: bool = True
+    better: int = 1
+
+
+METRICS = {
+    "pass_at_1": Metric("pass@1: a single answer is right"),
+    "maj_at_k": Metric("maj@k: the commonest of k answers is right"),
+    "pass_at_k": Metric("pass@k: one of k answers is right"),
+    "language_consistency": Metric("reasoning in the language of the question"),
+    "format_rate": Metric("well-formed responses"),
+    "instruction_following": Metric("instructions followed"),
+    "helpfulness": Metric("helpfulness"),
+    "harmlessness": Metric("harmful requests refused"),
+    "over_refusal": Metric("harmless requests refused", better=-1),
+    "mean_response_tokens": Metric("mean response, tokens", share=False, better=0),
+    "truncated_rate": Metric("cut at the length limit", better=-1),
+}
+
+
+def finite(raw: Any) -> float | None:
+    """`raw` as a float when it is a finite number, otherwise None."""
+    if isinstance(raw, bool) or not isinstance(raw, int | float):
+        return None
+    try:
+        return float(raw) if math.isfinite(raw) else None
+    except OverflowError:  # an integer beyond any float
+        return None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measured number: its value, 95 % interval and the number of problems; None where there is none."""
+
+    value: float | None
+    ci95: tuple[float, float] | None = None
+    n: int | None = None
+
+    @classmethod
+    def read(cls, raw: Any) -> "Measure":
+        """From `{"value", "ci95", "n"}` or a bare number; NaN, infinities and text count as not measured."""
+        record = raw if isinstance(raw, dict) else {"value": raw}
+        bounds = record.get("ci95")
+        ends = [finite(bound) for bound in bounds] if isinstance(bounds, list) and len(bounds) == 2 else [None]
+        n = finite(record.get("n"))
+        low_high = None if None in ends else (ends[0], ends[1])
+        return cls(finite(record.get("value")), low_high, None if n is None else int(n))  # type: ignore[arg-type]
+
+    def change_to(self, other: "Measure") -> "Change | None":
+        """How far `other` lies above this; None unless both have a value and an interval."""
+        if self.value is None or other.value is None or self.ci95 is None or other.ci95 is None:
+            return None
+        value = other.value - self.value
+        below = math.hypot(other.value - other.ci95[0], self.ci95[1] - self.value)
+        above = math.hypot(other.ci95[1] - other.value, self.value - self.ci95[0])
+        return Change(value, (value - below, value + above))
+
+
+Measures = dict[str, Measure]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A difference of two measures with its 95 % interval."""
+
+    value: float
+    ci95: tuple[float, float]
+
+    @property
+    def sign(self) -> int:
+        """+1 or -1 where the interval lies on one side of 0, otherwise 0: no change is shown."""
+        return (self.ci95[0] > 0) - (self.ci95[1] < 0)
+
+
+def as_text(metric: str, value: float | None) -> str:
+    """`27.4 %`, `46`; a dash for None."""
+    if value is None:
+        return "–"
+    if METRICS[metric].share and 0 <= value <= 1:  # a reward model's score may lie outside and is shown as it is
+        return f"{100 * value:.1f} %"
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}"
+
+
+def interval(metric: str, measure: Measure) -> str:
+    """`[23.6, 31.3]`, or nothing where no interval is known."""
+    if measure.ci95 is None:
+        return ""
+    bounds = (as_text(metric, bound).removesuffix(" %") for bound in measure.ci95)
+    return f"[{', '.join(bounds)}]"
+
+
+def with_interval(metric: str, measure: Measure) -> str:
+    """`27.4 % [23.6, 31.3]`."""
+    return f"{as_text(metric, measure.value)} {interval(metric, measure)}".rstrip()
+
+
+def signed(metric: str, value: float) -> str:
+    """`+12.3` (percentage points of a share), `−4` (tokens)."""
+    text = f"{100 * value:+.1f}" if METRICS[metric].share else f"{value:+.0f}" if abs(value) >= 10 else f"{value:+.1f}"
+    return text.replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`; a dash for None."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def gibibytes(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} GiB"
