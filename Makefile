@@ -66,7 +66,7 @@ stage: setup  ## make one stage: STAGE=r1_zero
 show: setup  ## the resolved configuration as YAML
 	$(R1) show $(RECIPE) $(CHOICE)
 
-report: setup  ## write a run's report again: RUN=r1-zero-mini
+report: setup  ## write a run's report and model cards again: RUN=r1-zero-mini
 	$(R1) report $(or $(RUN),$(RECIPE)-$(SCALE))
 
 cards: setup  ## the data sets there are

@@ -2,7 +2,7 @@
 
     run RECIPE      make every stage that is not done        stage RECIPE NAME   make one stage
     plan RECIPE     what a run would do, and how long        show RECIPE         the resolved configuration
-    report RUN      write report.html and report.json again  cards               the data sets there are
+    report RUN      write the report and model cards again   cards               the data sets there are
 
 `--from STAGE` and `--until STAGE` keep `run` and `plan` to a part of the recipe.
 Exit codes: 0 done, 2 something the user can mend (one sentence and a hint), 75 interrupted and resumable.
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--rebuild", action="append", default=[], help="make this stage and what rests on it again"
             )
             verb.add_argument("--engine", default=os.environ.get("ENGINE") or "prefect", help="prefect or plain")
-    report = verbs.add_parser("report", help="write a run's report again")
+    report = verbs.add_parser("report", help="write a run's report and model cards again")
     report.add_argument("run")
     report.set_defaults(verb=_report)
     verbs.add_parser("cards", help="the data sets there are").set_defaults(verb=_cards)
@@ -92,7 +92,7 @@ def _show_plan(recipe: Any, lines: Iterable[Any], wanted: Collection[str]) -> No
     """The wanted stages with the minutes they will take, and what should be known before they start."""
     from pipeline.console import show_note, show_plan
     from pipeline.estimates import expected_seconds
-    from pipeline.needs import licence_warnings, missing
+    from pipeline.needs import data_warnings, missing
     from pipeline.plan import DONE
 
     shown = [line for line in lines if line.stage in wanted]
@@ -100,7 +100,7 @@ def _show_plan(recipe: Any, lines: Iterable[Any], wanted: Collection[str]) -> No
     show_plan(title, shown, expected_seconds(recipe, shown))
     for sentence, hint in missing(recipe, [line.stage for line in shown if line.state != DONE]).items():
         show_note(f"{sentence}; {hint}")
-    for sentence in licence_warnings(recipe, wanted):
+    for sentence in data_warnings(recipe, wanted):
         show_note(sentence)
 
 
@@ -131,8 +131,9 @@ def _execute(recipe: Any, wanted: list[str], rebuild: Iterable[str], engine: str
     from pipeline.console import console, progress_bars, show_done
     from pipeline.needs import require_there
     from pipeline.plan import DONE
-    from pipeline.report import summary_line, write_report
+    from pipeline.report import summary_line
     from pipeline.runner import Watch, prepare, require_inputs, run_in_process, run_lock
+    from pipeline.views import write_views
 
     def make(name: str, watch: Watch) -> None:
         show_done(run_in_process(recipe, name, watch).manifest)
@@ -151,7 +152,7 @@ def _execute(recipe: Any, wanted: list[str], rebuild: Iterable[str], engine: str
                     _engine(engine)(recipe, todo, make, watch, console.print)
             finally:
                 with suppress(OSError):  # a full disk has its own sentence already
-                    write_report(recipe.folder)
+                    write_views(recipe.folder)
         console.print(summary_line(recipe.folder))
 
 
@@ -166,11 +167,11 @@ def _engine(name: str) -> Any:
 
 
 def _run_plain(recipe: Any, names: list[str], execute: Any, watch: Any, say: Any) -> None:
-    from pipeline.report import write_report
+    from pipeline.views import write_views
 
     for name in names:
         execute(name, watch)
-        write_report(recipe.folder)
+        write_views(recipe.folder)
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -180,11 +181,12 @@ def _interrupt(signum: int, frame: object) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from pipeline.places import runs_folder
     from pipeline.recipe import read_run
-    from pipeline.report import summary_line, write_report
+    from pipeline.report import summary_line
+    from pipeline.views import write_views
 
     read_run(arguments.run)
     folder = runs_folder() / arguments.run
-    write_report(folder)
+    write_views(folder)
     print(summary_line(folder))
 
 

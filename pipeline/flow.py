@@ -92,9 +92,9 @@ def _progress_artifact(recipe: Recipe, name: str) -> Watch:
 def _publish_report(recipe: Recipe) -> None:
     from prefect.artifacts import create_link_artifact
 
-    from pipeline.report import write_report
+    from pipeline.views import write_views
 
-    report = write_report(recipe.folder)
+    report = write_views(recipe.folder)
     with suppress(Exception):
         create_link_artifact(report.as_uri(), link_text="report", key=f"{recipe.run}-report".lower().replace("_", "-"))
 

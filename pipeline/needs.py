@@ -4,12 +4,16 @@ A recipe resolves without its models and other runs, so that it can be planned a
 names what a stage would not find, with the command that makes it; the runner refuses to start such a stage.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from pipeline import card
+from pipeline.artifact import MANIFEST, read_json
 from pipeline.errors import ReferenceError
 from pipeline.places import ROOT, runs_folder
 from pipeline.recipe import DEFAULT_SCALE, Recipe, default_run, names
+from pipeline.refs import Ref
+from pipeline.stage import locate
 
 
 def missing(recipe: Recipe, stages: Iterable[str]) -> dict[str, str]:
@@ -29,18 +33,37 @@ def require_there(recipe: Recipe, stages: Iterable[str]) -> None:
         raise ReferenceError(sentence, hint=hint)
 
 
-def licence_warnings(recipe: Recipe, stages: Iterable[str]) -> list[str]:
-    """What the cards of these stages warn of (no licence, no commercial use), with the stages that use them."""
-    users: dict[str, list[str]] = {}
+def data_warnings(recipe: Recipe, stages: Iterable[str]) -> list[str]:
+    """What the licences of the data behind these stages ask to know first, with the stages that use them.
+
+    Data of other runs counts too, as far as those runs are there.
+    """
+    users: dict[str, dict[str, None]] = {}
     for name in stages:
-        used = {ref.target for _, ref in recipe.stages[name].references() if ref.scheme == "card"}
-        for target in sorted({card.parse_card_ref(target).name for target in used}):
-            users.setdefault(target, []).append(name)
-    return [
-        f"{sentence} (used by {', '.join(stages)})"
-        for target, stages in users.items()
-        for sentence in card.load_card(target).warnings
-    ]
+        for _, ref in recipe.stages[name].references():
+            for warning in _warnings_of(ref, recipe.folder):
+                users.setdefault(warning, {})[name] = None
+    return [f"{warning} (used by {', '.join(names)})" for warning, names in users.items()]
+
+
+def _warnings_of(ref: Ref, run_dir: Path) -> tuple[str, ...]:
+    """The warnings of a card, and of every card that another run's artifact rests on."""
+    if ref.scheme == "card":
+        return card.load_card(card.parse_card_ref(ref.target).name).warnings
+    return tuple(dict.fromkeys(_recorded(locate(ref, run_dir)))) if ref.scheme == "run" else ()
+
+
+def _recorded(folder: Path) -> Iterator[str]:
+    """The warnings of all that led to the artifact in `folder`, from manifests; nothing where one is not there."""
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = read_json(folder / MANIFEST)
+    for used in manifest.get("cards", []):
+        yield from card.licence_warnings(used["name"], str(used.get("licence") or "not stated"))
+    for parent in {parent["ref"] for parents in manifest.get("inputs", {}).values() for parent in parents}:
+        ref = Ref.parse(parent)
+        if ref.scheme in ("stage", "run"):
+            yield from _recorded(locate(ref, folder.parent))
 
 
 def _command_for(target: str) -> str:

@@ -87,7 +87,7 @@ def _difference(recipe: Recipe, name: str, old: dict[str, Any]) -> str:
     changes = [
         f"{key} {_short(was)} → {_short(now)}"
         for key, was, now in _changes(old.get("settings", {}), new["settings"])
-        + _changes(old.get("inputs", {}), new["inputs"])
+        + [_without_common(change) for change in _changes(old.get("inputs", {}), new["inputs"])]
     ]
     if old.get("version") != new["version"]:
         changes.insert(0, f"version of {new['kind']} {old.get('version')} → {new['version']}")
@@ -103,6 +103,15 @@ def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list
         elif was != now:
             found.append((prefix + key, was, now))
     return found
+
+
+def _without_common(change: tuple[str, Any, Any]) -> tuple[str, Any, Any]:
+    """Of two lists of references, those that are not in both; both lists where only the order differs."""
+    field, was, now = change
+    if not isinstance(was, list) or not isinstance(now, list):
+        return change
+    gone, new = [ref for ref in was if ref not in now], [ref for ref in now if ref not in was]
+    return (field, gone, new) if gone or new else change
 
 
 def _short(value: Any) -> str:

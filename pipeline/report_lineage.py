@@ -8,12 +8,11 @@ Command: `make report RUN=NAME`
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.refs import DATASET
+from pipeline.refs import DATASET, REWARD_MODEL
 from pipeline.report_measures import as_text, duration, finite, gibibytes
 from pipeline.report_plots import Node
 from pipeline.report_run import CardUse, Run, StageRecord, read_object
 
-REWARD_MODEL = "reward_model"
 REWARD_MODEL_FACTS = {
     "accuracy": "held-out pairs: the better text scores higher",
     "accuracy_better_is_shorter": "… where it is the shorter one",

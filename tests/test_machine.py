@@ -161,10 +161,14 @@ def test_the_plan_says_what_licences_forbid(toy, r1, monkeypatch):
     readme = "---\nlicense: cc-by-nc-4.0\nr1: {rows: text, generator: true}\n---\nA toy.\n"
     (toy / "cards/toy_words").mkdir(parents=True)
     (toy / "cards/toy_words/README.md").write_text(readme)
+    (toy / "cards/toy_words/prepare.py").write_text("def rows(**asked): yield {'text': '1'}")
     monkeypatch.setenv("R1_CARDS", str(toy / "cards"))
     code, output = r1("plan", "toy", "--args", "stages.model.data=card:toy_words")
     assert code == 0
     assert "note: card toy_words: licence cc-by-nc-4.0 allows no commercial use (used by model)" in output
+    r1("run", "toy", "--run", "first", "--until", "model", "--args", "stages.model.data=card:toy_words")
+    (toy / "configs/recipes/second.yaml").write_text("stages: {look: {kind: look, model: 'run:first/model'}}")
+    assert "allows no commercial use (used by look)" in r1("plan", "second")[1]
 
 
 def test_a_truncated_file_of_a_finished_stage_is_found_and_never_used(toy, r1):

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, PipelineError, ReferenceError
+from pipeline.plan import _without_common
 from pipeline.recipe import Scale, _at_scale, load_recipe
 from pipeline.settings import merged, parse_assignments, parse_yaml
 from stages import STAGES
+
+KINDS = ("checkpoint", "dataset", "metrics", "reward_model")
 
 
 def write(toy: Path, name: str, text: str) -> None:
@@ -163,6 +166,12 @@ def test_a_source_that_was_made_again_makes_what_rests_on_it_stale(toy, r1):
     assert "stale (data run:first/data (" in r1("plan", "second")[1]
 
 
+def test_a_plan_names_only_the_references_that_changed():
+    same, gone, new = ({"ref": f"stage:{name}"} for name in "abc")
+    assert _without_common(("data", [same, gone], [new, same])) == ("data", [gone], [new])
+    assert _without_common(("data", [same, gone], [gone, same])) == ("data", [same, gone], [gone, same])
+
+
 def test_from_and_until_keep_to_a_part_of_the_recipe(toy):
     recipe = load_recipe("toy", "mini")
     assert recipe.between() == ["data", "model", "eval_model"]
@@ -203,4 +212,4 @@ def test_mappings_merge_and_lists_are_replaced():
 
 
 def test_every_kind_of_stage_names_itself_and_what_it_makes():
-    assert all(cls.kind == kind and cls.makes in ("checkpoint", "dataset", "metrics") for kind, cls in STAGES.items())
+    assert all(cls.kind == kind and cls.makes in KINDS for kind, cls in STAGES.items())

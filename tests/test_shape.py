@@ -37,6 +37,8 @@ ORDER = [
     "report_plots",
     "report_lineage",
     "report",
+    "model_card",
+    "views",
     "flow",
     "cli",
 ]

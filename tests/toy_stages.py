@@ -39,7 +39,7 @@ class Count(Stage):
 
 
 class Sum(Stage):
-    """A checkpoint that remembers the sum of its data."""
+    """A checkpoint that remembers the sum of its data: numbers that a stage has counted, or the texts of a card."""
 
     kind: ClassVar[str] = "sum"
     makes: ClassVar[str] = CHECKPOINT
@@ -47,7 +47,7 @@ class Sum(Stage):
     rate: float = 1.0
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
-        total = sum(int(row["number"]) for row in inputs.rows("data")) * self.rate
+        total = sum(int(row.get("number") or row["text"]) for row in inputs.rows("data")) * self.rate
         work.write_json("config.json", {"total": total})
         return {"total": total}
 
