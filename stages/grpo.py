@@ -32,7 +32,7 @@ from stages.rewards.accuracy import Accuracy
 from stages.rewards.checkers import Verdict, check_many
 from stages.rewards.format import Format
 from stages.sampling import SamplingStage
-from stages.training import TrainingStage
+from stages.training import TrainingStage, merge_metrics
 
 if TYPE_CHECKING:
     from stages.engines.samplers import Completion
@@ -113,7 +113,7 @@ class GRPO(TrainingStage, SamplingStage):
         problems = self._problems(inputs)
         grpo_run.train(self, inputs, problems, work)
         rows = read_jsonl(work.metrics_file)
-        found = closing_means(rows) | {"num_unusable_golds": problems.num_unusable}
+        found = closing_means(rows) | {"num_unusable_golds": problems.num_unusable} | merge_metrics(work)
         if problems.held_out:
             found["num_suspicious_looks"] = sum(row.get("alarm/suspicious", 0.0) for row in rows)
         return found

@@ -26,7 +26,7 @@ from pipeline.refs import REWARD_MODEL, DatasetRef
 from pipeline.stage import Inputs, ModelSource, Runtime, Workdir
 from stages.chat import judged_text, parse
 from stages.sampling import Template
-from stages.training import TrainingStage
+from stages.training import TrainingStage, merge_metrics
 
 Row = dict[str, str]
 
@@ -105,7 +105,7 @@ class RewardModel(TrainingStage):
         scored = [ScoredPair(pair, *both) for pair, both in zip(held_out, found, strict=True)]
         self._describe(work, center=center(scored) if self.objective == "pairwise" else 0.0)
         work.write_jsonl("held_out.jsonl", (_record(one) for one in scored))
-        return measures(scored, self.objective) | counts
+        return measures(scored, self.objective) | counts | merge_metrics(work)
 
     def _describe(self, work: Workdir, center: float) -> None:
         said = {"template": self.template, "scope": self.scope, "objective": self.objective, "center": center}

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from pipeline.refs import DatasetRef
 from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
 from stages.sampling import Template
-from stages.training import TrainingStage
+from stages.training import TrainingStage, merge_metrics
 
 
 class SFT(TrainingStage):
@@ -77,6 +77,7 @@ class SFT(TrainingStage):
         return {
             "loss": fmean(row["loss"] for row in curve[-max(1, len(curve) // 10) :]),
             **measured,
+            **merge_metrics(work),
             "num_demos": record["num_demos"],
             "num_held_out": record["num_held_out"],
             "num_too_long": sum(source["num_too_long"] for source in record["sources"]),

@@ -8,8 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.artifact import read_json
 from pipeline.refs import CHECKPOINT, CheckpointRef
-from pipeline.stage import Runtime, Stage
+from pipeline.stage import Runtime, Stage, Workdir
+
+MERGE_FILE = "merge.json"
 
 
 class Lora(BaseModel):
@@ -49,3 +52,12 @@ class TrainingStage(Stage, ABC):
     )
     gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
     save_steps: Runtime[int] = Field(20, ge=1, description="steps between checkpoints to resume from")
+
+
+def merge_metrics(work: Workdir) -> dict[str, float]:
+    """How well the model saved in `work.path` computes what was trained (`stages/engines/merging.py`).
+
+    `merge_drift` in nats a token (a classifier: as a share of its numbers), and with an adapter `merge_effect`, how
+    far training moved the predictions, and `merge_kept`, the share of that which is left after merging.
+    """
+    return dict(read_json(work.path / MERGE_FILE))

@@ -14,7 +14,8 @@ import torch
 from pipeline.errors import ConfigError, DataError, Interrupted, ModelError, ResourceError
 from pipeline.refs import Ref
 from pipeline.stage import ModelSource, Workdir, read_jsonl
-from stages.engines.models import load_model, load_tokenizer, merge_and_save
+from stages.engines.merging import merge_and_save
+from stages.engines.models import load_model, load_tokenizer
 from stages.engines.samplers import Sampling, TransformersSampler
 from stages.grpo import GRPO, usable
 from stages.training import Lora

@@ -13,12 +13,12 @@ from stages.alarm import Watch
 from stages.engines import checkpoints, trainers
 from stages.engines.engine import open_sampler
 from stages.engines.hacking import HackingWatch
+from stages.engines.merging import merge_and_save
 from stages.engines.models import (
     choose_device,
     context_length,
     load_for_training,
     load_tokenizer,
-    merge_and_save,
     quiet,
 )
 from stages.engines.reward_models import RewardModelScorer
@@ -75,10 +75,11 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
     tokenizer = load_tokenizer(source)
     model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
     rows = problems.early + problems.late
-    prompts = stage.prompts(rows, tokenizer)
-    _check_prompt_lengths(encode_prompts(tokenizer, prompts), rows, context_length(model), stage)
+    prompts, watched = stage.prompts(rows, tokenizer), stage.prompts(problems.held_out, tokenizer)
+    all_prompts = encode_prompts(tokenizer, prompts + watched)
+    _check_prompt_lengths(all_prompts, rows + problems.held_out, context_length(model), stage)
     sampler = open_sampler(stage, source, tokenizer, device, model)
-    hacking = _hacking_watch(stage, problems.held_out, tokenizer, sampler)
+    hacking = _hacking_watch(stage, problems.held_out, watched, sampler)
     with quiet():
         trainer = TokenBudgetGRPOTrainer(
             model=model,
@@ -118,13 +119,13 @@ def _sampling(stage: "GRPO", seed: int) -> Sampling:
 
 
 def _hacking_watch(
-    stage: "GRPO", held_out: list[dict[str, Any]], tokenizer: Any, sampler: Sampler
+    stage: "GRPO", held_out: list[dict[str, Any]], prompts: list[str], sampler: Sampler
 ) -> HackingWatch | None:
-    """The alarm, where there are problems to watch."""
+    """The alarm, where there are problems to watch. Every look samples with one seed, far from those of the steps."""
     if not held_out:
         return None
-    prompts, shares = stage.prompts(held_out, tokenizer), partial(stage.shares_right, held_out)
-    return HackingWatch(Watch(stage.alarm), prompts, shares, sampler, _sampling(stage, stage.seed))
+    sampling = _sampling(stage, 2**40 + stage.seed)
+    return HackingWatch(Watch(stage.alarm), prompts, partial(stage.shares_right, held_out), sampler, sampling)
 
 
 def _stopped(trainer: Any, hacking: HackingWatch, work: Workdir) -> StageFailed:
@@ -135,7 +136,7 @@ def _stopped(trainer: Any, hacking: HackingWatch, work: Workdir) -> StageFailed:
     return StageFailed(
         hacking.watch.describe(),
         hint=f"the model after step {hacking.kept_step} is in {folder}; lower the weights of helpfulness and "
-        "harmlessness or raise their from_fraction, or go on from here with alarm.action=warn",
+        "harmlessness or raise their from_fraction; ARGS=grpo.alarm.action=warn goes on from here",
     )
 
 

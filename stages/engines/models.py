@@ -1,6 +1,6 @@
-"""Models: loading a checkpoint and its tokenizer, attaching LoRA, merging and saving.
+"""Models: loading a checkpoint and its tokenizer, and attaching LoRA (`merging.py` saves them).
 
-Reads a local folder or a pinned hub id (`ModelSource`); writes safetensors. Weights are loaded as fp32 on a
+Reads a local folder or a pinned hub id (`ModelSource`). Weights are loaded as fp32 on a
 CPU (bf16 is some 200 times slower there) and as bf16 on CUDA. A file that is missing, cut off or of the wrong
 kind is a ModelError with one sentence; code from a checkpoint is never run (`trust_remote_code` is off).
 """
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda"]
 Quantization = Literal["nf4"]
-
-# Merging adds B @ A to the weights, which rounds. More than this (see `_drift`) is no rounding: a random adapter
-# of rank 32 on SmolLM2-135M in bf16 was off by 0.005 nats a token.
-MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -159,7 +155,7 @@ def attach_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=target_modules,
-        task_type="SEQ_CLS" if _is_classifier(model) else "CAUSAL_LM",
+        task_type="SEQ_CLS" if is_classifier(model) else "CAUSAL_LM",
     )
     return get_peft_model(model, config)
 
@@ -190,32 +186,6 @@ def load_for_training(
     return model
 
 
-def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes merged weights (safetensors), config and tokenizer to `folder`, and checks what was written.
-
-    A LoRA model is merged first; its adapter is kept beside in `adapter/`. The saved model is loaded again
-    and what it
-    predicts is compared with what was trained: ModelError on drift. `model` cannot be trained further.
-    """
-    probe = torch.randint(0, min(model.config.vocab_size, len(tokenizer)), (4, 32), generator=_seeded(0))
-    _set_head_dtype(model, next(model.parameters()).dtype)
-    before = _predictions(model, probe)
-    if hasattr(model, "peft_config"):
-        # Only the adapter that was trained: a frozen "ref" adapter is the trainer's business.
-        model.save_pretrained(folder / "adapter", selected_adapters=["default"], save_embedding_layers=False)
-        model = _merged(model, folder / "adapter")
-    dtype = next(model.parameters()).dtype
-    model.save_pretrained(folder, max_shard_size="20GB")
-    tokenizer.save_pretrained(folder)
-    reload = load_classifier if _is_classifier(model) else load_model
-    drift = _drift(model, before, _predictions(reload(folder, dtype=dtype, device=model.device), probe))
-    if not drift <= MERGE_TOLERANCE[dtype]:  # also true for NaN
-        raise ModelError(
-            f"the model saved in {folder} does not compute what was trained (drift {drift:.2g})",
-            hint="this is a fault of merging; the last training checkpoint is intact, run the stage again",
-        )
-
-
 def context_length(model: PreTrainedModel) -> int:
     """The most tokens, prompt and response together, that the model was built for."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", 0)) or 2**31
@@ -229,11 +199,22 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def peak_memory_gib() -> dict[str, float]:
-    """Highest memory use so far, of the process and (where CUDA is in use) of the GPU."""
+    """Most memory in use at once since this process began, in GiB: of the process, and of the GPU where there is one.
+
+    The GPU's figure is what torch's tensors held, as in the manifest. With vLLM in this process that is more than
+    training needs: vLLM's weights and cache (`vllm.gpu_memory_utilization` of the GPU) stay counted while it sleeps.
+    Set `sampler: transformers` for a few steps to see the need of training alone.
+    """
     peak = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        peak["peak_gpu_memory_gib"] = torch.cuda.max_memory_reserved() / 2**30
+        peak["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return peak
+
+
+def is_classifier(model: Any) -> bool:
+    """Whether the model gives one number for a text, with or without an adapter around it."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    return type(base).__name__.endswith("ForSequenceClassification")
 
 
 @contextlib.contextmanager
@@ -307,19 +288,6 @@ def _check_length(path: Path) -> None:
         )
 
 
-def _merged(model: Any, adapter: Path) -> PreTrainedModel:
-    """The base under `model` with the saved adapter added to its weights; 4-bit weights are unpacked first,
-
-    because merging into 4 bits would round the adapter away.
-    """
-    from peft import PeftModel
-
-    base = model.unload()
-    if getattr(base, "is_loaded_in_4bit", False):
-        base = base.dequantize()
-    return PeftModel.from_pretrained(base, adapter).merge_and_unload()
-
-
 @contextlib.contextmanager
 def _sentences(source: ModelSource, what: str) -> Iterator[None]:
     """Turns what the libraries raise for an unreadable checkpoint into one sentence."""
@@ -332,32 +300,8 @@ def _sentences(source: ModelSource, what: str) -> Iterator[None]:
         raise ModelError(f"the {what} at {source.path} cannot be read: {reason}", hint=hint) from error
 
 
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def _set_head_dtype(model: Any, dtype: torch.dtype) -> None:
     """For the head that PEFT trains as a whole: fp32 while it learns, like the adapter, then as the body."""
     for name, parameter in model.named_parameters():
         if "modules_to_save" in name:
             parameter.data = parameter.data.to(dtype)
-
-
-def _is_classifier(model: Any) -> bool:
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    return type(base).__name__.endswith("ForSequenceClassification")
-
-
-@torch.no_grad()
-def _predictions(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of the next tokens, or a classifier's one number for each row."""
-    model.eval()
-    logits = model(input_ids=ids.to(model.device)).logits.float().cpu()
-    return logits if _is_classifier(model) else logits.log_softmax(-1)
-
-
-def _drift(model: Any, before: torch.Tensor, after: torch.Tensor) -> float:
-    """Mean KL divergence in nats a token; for a classifier the mean change, as a share of its scores' size."""
-    if _is_classifier(model):
-        return float((before - after).abs().mean() / (1 + before.abs().mean()))
-    return float((before.exp() * (before - after)).sum(-1).mean())

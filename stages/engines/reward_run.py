@@ -11,12 +11,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.stage import ModelSource, Workdir
 from stages.engines import trainers
+from stages.engines.merging import merge_and_save
 from stages.engines.models import (
     choose_device,
     context_length,
     load_for_training,
     load_tokenizer,
-    merge_and_save,
     peak_memory_gib,
     quiet,
 )

@@ -12,12 +12,12 @@ from pipeline.refs import Ref
 from pipeline.stage import ModelSource, Workdir
 from stages.chat import TEMPLATES
 from stages.engines import trainers
+from stages.engines.merging import merge_and_save
 from stages.engines.models import (
     choose_device,
     context_length,
     load_for_training,
     load_tokenizer,
-    merge_and_save,
     quiet,
 )
 from stages.engines.samplers import Sampling, encode_prompts

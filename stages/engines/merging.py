@@ -1,0 +1,139 @@
+"""Saving what was trained: the adapter merged into the weights, and a check of what was written.
+
+Reads a model at the end of its training; writes safetensors, config and tokenizer to a folder, the adapter beside
+them in `adapter/`, and `merge.json`, how well the saved model computes what was trained.
+
+The sum of weights and adapter is made in fp32 and rounded once to the type of the weights. In bf16 that is not
+nothing: a change of less than half a step of a weight (about 0.2 % of it) is rounded away. So the check asks what was
+lost of the adapter's own effect, on predictions computed in fp32, where rounding of activations does not blur it. On
+the mini base in bf16 adapters that change predictions by 2e-3 nats a token keep 94 % of that, by 2e-4 72 %, by 2e-5
+46 %; training in fp32 (a CPU, or all weights) loses nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.artifact import write_json
+from pipeline.errors import ModelError
+from stages.engines.models import is_classifier, load_classifier, load_model
+from stages.training import MERGE_FILE
+
+# Drift of a saved model (see `drift`) that no rounding of its weights explains.
+MOST_DRIFT = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
+# Share of the adapter's effect that a merge may lose (or add).
+MOST_LOST = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
+# An adapter that changes less than this has done nothing that could be lost.
+LEAST_EFFECT = 1e-4
+
+
+def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes merged weights, config and tokenizer to `folder`, and checks what was written.
+
+    The saved model is loaded again and its predictions are compared with those of the trained one. Raises ModelError
+    if they differ by more than rounding, or if more than a share (`MOST_LOST`) of what the adapter changed is gone.
+    `model` cannot be trained further.
+    """
+    dtype = _stored_dtype(model)
+    probe = torch.randint(0, min(model.config.vocab_size, len(tokenizer)), (4, 32), generator=_seeded(0))
+    untrained = None
+    if is_adapted := hasattr(model, "peft_config"):
+        # Only the adapter that was trained: a frozen "ref" adapter is the trainer's business.
+        model.save_pretrained(folder / "adapter", selected_adapters=["default"], save_embedding_layers=False)
+        model = _unpacked(model, folder / "adapter")
+    model = model.to(_roomy_device(model)).float()
+    trained = _predictions(model, probe)
+    if is_adapted:
+        with model.disable_adapter():
+            untrained = _predictions(model, probe)
+        model = _merged(model, folder / "adapter")
+    model.to(dtype).save_pretrained(folder, max_shard_size="20GB")
+    tokenizer.save_pretrained(folder)
+    reload = load_classifier if is_classifier(model) else load_model
+    saved = _predictions(reload(folder, dtype=torch.float32, device=model.device), probe)
+    found = compare(trained, saved, untrained)
+    write_json(folder / MERGE_FILE, found)
+    _check(found, dtype, folder)
+
+
+def compare(trained: torch.Tensor, saved: torch.Tensor, untrained: torch.Tensor | None) -> dict[str, float]:
+    """`merge_drift`, and with an adapter `merge_kept`: the share of its effect that the saved model shows.
+
+    Log-probabilities (rows, tokens, V) or a classifier's numbers (rows, 1). The share is the projection of what the
+    saved model changed on what training changed, so 1 is all of it, and random rounding does not count as loss.
+    """
+    found = {"merge_drift": drift(trained, saved)}
+    if untrained is None:
+        return found
+    weight = trained.exp() if trained.shape[-1] > 1 else torch.ones_like(trained)
+    effect, kept = trained - untrained, saved - untrained
+    size = float((weight * effect * effect).sum())
+    share = float((weight * effect * kept).sum()) / size if size else 1.0
+    return found | {"merge_effect": drift(trained, untrained), "merge_kept": share}
+
+
+def drift(before: torch.Tensor, after: torch.Tensor) -> float:
+    """Mean KL divergence in nats a token; for a classifier the mean change, as a share of its numbers' size."""
+    if before.shape[-1] == 1:
+        return float((before - after).abs().mean() / (1 + before.abs().mean()))
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+def _check(found: dict[str, float], dtype: torch.dtype, folder: Path) -> None:
+    has_effect = found.get("merge_effect", 0.0) >= LEAST_EFFECT
+    is_lost = has_effect and not abs(1 - found["merge_kept"]) <= MOST_LOST[dtype]  # also true for NaN
+    if is_lost or not found["merge_drift"] <= MOST_DRIFT[dtype]:
+        kept = f", it keeps {found['merge_kept']:.0%} of what the adapter changed" if "merge_kept" in found else ""
+        raise ModelError(
+            f"the model saved in {folder} does not compute what was trained: drift {found['merge_drift']:.2g}{kept}",
+            hint="the adapter and the last training checkpoint are intact; if the adapter changed very little "
+            f"({MERGE_FILE}: merge_effect), train longer or with a higher rate, for {dtype} rounds it away",
+        )
+
+
+def _stored_dtype(model: Any) -> torch.dtype:
+    """The type of the weights, or what 4-bit weights are unpacked to."""
+    if getattr(model, "is_loaded_in_4bit", False):
+        return model.config.quantization_config.bnb_4bit_compute_dtype
+    return next(model.parameters()).dtype
+
+
+def _unpacked(model: Any, adapter: Path) -> Any:
+    """The adapted model with 4-bit weights unpacked: merging into 4 bits would round the adapter away."""
+    from peft import PeftModel
+
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return model
+    return PeftModel.from_pretrained(model.unload().dequantize(), adapter)
+
+
+def _merged(model: Any, adapter: Path) -> PreTrainedModel:
+    """The base under `model` with the saved adapter added to its weights."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model.unload(), adapter).merge_and_unload()
+
+
+def _roomy_device(model: Any) -> torch.device:
+    """Where the weights fit in fp32 with a second copy beside them: the model's own device, or the CPU."""
+    if model.device.type != "cuda":
+        return model.device
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(model.device)
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    bytes_more = 2 + 4  # of each weight: bf16 becomes fp32, and there is the copy
+    return model.device if bytes_more * num_weights < free else torch.device("cpu")
+
+
+@torch.no_grad()
+def _predictions(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the next tokens, or a classifier's one number for each row."""
+    model.eval()
+    logits = model(input_ids=ids.to(model.device)).logits.float().cpu()
+    return logits if logits.shape[-1] == 1 else logits.log_softmax(-1)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
