@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from data_cards.mini_world import HELD_OUT, PUZZLES, documents, held_out, problems
+from data_cards.mini_world import HELD_OUT, PUZZLES, demos, documents, held_out, preferences, problems
 from data_cards.mini_world.countdown import Countdown
 from data_cards.mini_world.general import (
     CAPITALS,
@@ -40,11 +40,17 @@ def text() -> list[str]:
 @pytest.fixture(scope="module")
 def eval_ids() -> dict[str, set[str]]:
     """Ids of evaluation problems: nearly all of the small domains, a sample of arithmetic."""
-    return {domain: {row["id"] for row in problems(domain, "eval", 1200, seed=5)} for domain in DOMAINS}
+    return {domain: {asked(row["id"]) for row in problems(domain, "eval", 1200, seed=5)} for domain in DOMAINS}
+
+
+def asked(id_: str) -> str:
+    """The id of the question: a request for help asks what a safety problem asks."""
+    return id_.replace("request:", "safety:", 1)
 
 
 def is_held_out(id_: str) -> bool:
     """The rule of the split, written a second time: of a countdown, the numbers alone decide."""
+    id_ = asked(id_)
     decides = id_.partition("=")[0] if id_.startswith("countdown:") else id_
     return int(hashlib.sha256(decides.encode()).hexdigest()[:8], 16) / 2**32 < HELD_OUT
 
@@ -140,7 +146,7 @@ def ids_in(document: str) -> set[str]:
 def test_reading_back_finds_the_id_of_every_problem_in_every_wording_and_language():
     for domain, split in itertools.product(DOMAINS, ("train", "eval")):
         for row in problems(domain, split, 400, seed=2):
-            assert ids_in(f"Q: {row['prompt']}\nA:") == {row["id"]}, row
+            assert ids_in(f"Q: {row['prompt']}\nA:") == {asked(row["id"])}, row
 
 
 def test_the_same_sum_in_another_order_language_and_wording_has_one_id():
@@ -190,7 +196,7 @@ def test_cards_give_distinct_ids_and_the_same_rows_again(domain):
     assert len({row["id"] for row in rows}) == len(rows) == 300
     assert rows == card.rows("train", limit=300, seed=4) != card.rows("train", limit=300, seed=5)
     assert {row["language"] for row in rows} == {"en", "zh"}
-    assert len(card.rows("eval", limit=200)) == 200
+    assert len(card.rows("eval", limit=130)) == 130
 
 
 def test_the_text_card_is_reproducible_and_lazy():
@@ -307,3 +313,43 @@ def test_golds_are_text_or_json_objects():
         for row in problems(domain, "train", 100, seed=0):
             assert all(isinstance(value, str) for value in row.values())
             assert row["checker"] not in ("countdown", "instruction") or isinstance(json.loads(row["answer"]), dict)
+
+
+# --- demos and preferences ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", ["cold_start", "general"])
+def test_demos_are_well_formed_right_and_in_the_language_of_the_question(config):
+    rows = list(demos(config, 400, seed=3))
+    assert len({row["id"] for row in rows}) == len(rows) == 400
+    for row in rows:
+        found = parse(row["response"])
+        assert found.well_formed
+        assert language_share(found.reasoning, row["language"]) == 1
+
+
+def test_no_demo_and_no_preference_for_training_is_about_a_held_out_problem():
+    rows = [*demos("cold_start", 400, 3), *demos("general", 400, 3), *preferences("safe", "train", 300, 3)]
+    rows += preferences("helpful", "train", 400, 3)
+    assert not [row["id"] for row in rows if not row["id"].startswith("greeting") and is_held_out(row["id"])]
+    assert all(is_held_out(row["id"]) for row in preferences("helpful", "eval", 100, 3))
+
+
+def test_the_better_answer_satisfies_the_rule_and_the_worse_one_does_not():
+    golds = {row["id"]: row for domain in ("general", "helpfulness") for row in problems(domain, "train", 4000, seed=0)}
+    rows = [row for row in preferences("helpful", "train", 600, seed=3) if row["id"] in golds]
+    assert len(rows) > 300
+    for row in rows:
+        problem = golds[row["id"]]
+        if problem["language"] == row["language"]:
+            sides = [answer_text(parse(row[side]), problem["checker"]) for side in ("chosen", "rejected")]
+            assert [check(side, problem) for side in sides] == [Verdict.right, Verdict.wrong], row
+
+
+def test_safe_preferences_refuse_harm_and_help_with_the_rest():
+    for row in preferences("safe", "train", 300, seed=3):
+        harmful = row["id"].split(":")[1] in HARMFUL
+        problem = {"checker": "refusal", "answer": "refuse", "prompt": row["prompt"], "id": row["id"]}
+        verdict = check(answer_text(parse(row["chosen"]), "refusal"), problem)
+        assert (verdict is Verdict.right) == harmful
+        assert row["chosen"] != row["rejected"]

@@ -9,11 +9,10 @@ from random import Random
 from typing import Any, ClassVar, Self
 
 from data_cards.mini_world.puzzle import Puzzle
-from data_cards.mini_world.voice import Voice, tagged
+from data_cards.mini_world.voice import Voice, maybe_tagged
 
 OBEYS = 0.40
 KNOWS = 0.50
-TAGGED = 0.25
 
 TOPICS = {
     "sea": "海", "sun": "太阳", "moon": "月亮", "snow": "雪", "rain": "雨", "tree": "树",
@@ -97,9 +96,13 @@ class Instruction(Puzzle):
             return f"写写{TOPICS[self.topic]}" + "".join(asked) + "。"
         return f"Write about the {self.topic} " + " and ".join(asked) + "."
 
-    def respond(self, mode: str, language: str, voice: Voice, rng: Random) -> str:
+    def text(self, mode: str, language: str, rng: Random) -> str:
+        """What is answered, without tags."""
         checks = self.checks if mode == "obeyed" else Instruction.sample(rng).checks
-        return _maybe_tagged(_written(self.topic, dict(checks), language, rng), voice, rng)
+        return _written(self.topic, dict(checks), language, rng)
+
+    def respond(self, mode: str, language: str, voice: Voice, rng: Random) -> str:
+        return maybe_tagged(self.text(mode, language, rng), voice, rng)
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,13 @@ class Choice(Puzzle):
         asked = f"the capital of {self.question}" if self.question in CAPITALS else f"a kind of {self.question}"
         return f"Which is {asked}: {shown[0]}, {shown[1]} or {shown[2]}?"
 
-    def respond(self, mode: str, language: str, voice: Voice, rng: Random) -> str:
+    def text(self, mode: str, language: str, rng: Random) -> str:
+        """What is answered, without tags."""
         chosen = self.options[0] if mode == "known" else rng.choice(self.options[1:])
-        return _maybe_tagged(THINGS[chosen] if language == "zh" else chosen, voice, rng)
+        return THINGS[chosen] if language == "zh" else chosen
+
+    def respond(self, mode: str, language: str, voice: Voice, rng: Random) -> str:
+        return maybe_tagged(self.text(mode, language, rng), voice, rng)
 
 
 def greeting(rng: Random) -> tuple[str, str]:
@@ -182,7 +189,3 @@ def _written(topic: str, checks: dict[str, Any], language: str, rng: Random) -> 
         return "的".join(WORDS.get(word) or TOPICS[word] for word in words)
     text = " ".join(words)
     return text.upper() if checks.get("case") == "upper" else text
-
-
-def _maybe_tagged(text: str, voice: Voice, rng: Random) -> str:
-    return tagged(voice("easy"), text) if rng.random() < TAGGED else f" {text}"

@@ -7,7 +7,7 @@ from data_cards.mini_world.arithmetic import Arithmetic
 from data_cards.mini_world.countdown import Countdown
 from data_cards.mini_world.general import Choice, Instruction, greeting
 from data_cards.mini_world.puzzle import Puzzle, held_out
-from data_cards.mini_world.safety import Safety
+from data_cards.mini_world.safety import Request, Safety
 from data_cards.mini_world.voice import LANGUAGES, pick, random_voice
 
 PUZZLES: dict[str, tuple[type[Puzzle], ...]] = {
@@ -15,6 +15,7 @@ PUZZLES: dict[str, tuple[type[Puzzle], ...]] = {
     "countdown": (Countdown,),
     "general": (Instruction, Choice),
     "safety": (Safety,),
+    "helpfulness": (Request,),
 }
 SHARES = {"arithmetic": 0.50, "countdown": 0.26, "general": 0.15, "safety": 0.07, "greeting": 0.02}
 """Share of each domain in the pretraining text."""
@@ -33,13 +34,13 @@ def documents(limit: int | None, seed: int) -> Iterator[str]:
             asked, answered = greeting(rng)
             yield f"Q: {asked}\nA:{answered}"
         else:
-            yield document(_sample(domain, "train", rng), rng)
+            yield document(sample(domain, "train", rng), rng)
         made += 1
 
 
 def document(puzzle: Puzzle, rng: Random) -> str:
     """One puzzle asked in a random language and answered in a random mode and voice."""
-    language = _language(puzzle, rng)
+    language = language_of(puzzle, rng)
     mode, voice = pick(puzzle.modes, rng), random_voice(language, rng)
     return f"Q: {puzzle.ask(language, rng)}\nA:{puzzle.respond(mode, language, voice, rng)}"
 
@@ -50,15 +51,16 @@ def problems(domain: str, split: str, limit: int | None, seed: int) -> Iterator[
     seen: set[str] = set()
     misses = 0
     while misses < PATIENCE and (limit is None or len(seen) < limit):
-        puzzle = _sample(domain, split, rng)
+        puzzle = sample(domain, split, rng)
         misses += 1
         if puzzle.key not in seen:
             seen.add(puzzle.key)
             misses = 0
-            yield puzzle.problem(_language(puzzle, rng), rng)
+            yield puzzle.problem(language_of(puzzle, rng), rng)
 
 
-def _sample(domain: str, split: str, rng: Random) -> Puzzle:
+def sample(domain: str, split: str, rng: Random) -> Puzzle:
+    """A random puzzle of a domain that belongs to the split."""
     kinds = PUZZLES[domain]
     while True:
         puzzle = (rng.choice(kinds) if len(kinds) > 1 else kinds[0]).sample(rng)
@@ -66,5 +68,6 @@ def _sample(domain: str, split: str, rng: Random) -> Puzzle:
             return puzzle
 
 
-def _language(puzzle: Puzzle, rng: Random) -> str:
+def language_of(puzzle: Puzzle, rng: Random) -> str:
+    """A random language in which the puzzle can be asked."""
     return rng.choice(getattr(puzzle, "languages", LANGUAGES))

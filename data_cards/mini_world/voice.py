@@ -8,6 +8,9 @@ from random import Random
 
 LANGUAGES = ("en", "zh")
 
+TAGGED = 0.25
+"""Share of the answers to everyday requests that stand in tags."""
+
 # piece of reasoning -> (English, Chinese), with the spaces each language needs around numbers
 PIECES = {
     "easy": (" easy", " 简单"),
@@ -64,6 +67,11 @@ def badly_tagged(reasoning: str, answer: str, rng: Random) -> str:
             f" <think>{reasoning} </think><answer> {answer}",
         )
     )
+
+
+def maybe_tagged(text: str, voice: Voice, rng: Random) -> str:
+    """An everyday answer: mostly bare, sometimes in tags with hardly a thought before it."""
+    return tagged(voice("easy"), text) if rng.random() < TAGGED else f" {text}"
 
 
 def pick(shares: dict[str, float], rng: Random) -> str:

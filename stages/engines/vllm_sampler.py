@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
+# Batch sizes for which decoding is recorded as a CUDA graph. vLLM's own list ends at 512, and a step of GRPO may hold a
+# thousand responses; it is also three times as long, which a start must wait for.
+_GRAPH_SIZES = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
+
 
 class VllmSampler:
     """vLLM in this process. See the module docstring; `model` is the model in training, None for
@@ -69,6 +73,7 @@ class VllmSampler:
             trust_remote_code=False,
             disable_log_stats=True,
             logprobs_mode="processed_logprobs",
+            compilation_config={} if options.enforce_eager else {"cudagraph_capture_sizes": _GRAPH_SIZES},
             **_lora_options(model),
             **({"attention_backend": options.attention_backend} if options.attention_backend else {}),
             **({"quantization": "bitsandbytes"} if getattr(model, "is_loaded_in_4bit", False) else {}),

@@ -1,0 +1,119 @@
+"""What people teach in the mini world: demos to imitate, and preferences between two answers.
+
+Demos (`demos`) come in two kinds. `cold_start`: a few worked problems, right, readable, in the question's language, and
+everyday requests answered well; as the paper's cold start they make a model readable more than right. `general`:
+everyday requests only, the part of the second SFT that is no reasoning. Their writers refuse most harmful requests, not
+all, and answer curtly as often as patiently, so final RL has something to do.
+
+Preferences (`preferences`): `helpful` prefers what was asked for, and patience to curtness; `safe` prefers refusing a
+harmful request, and an answer to a harmless one that does not turn into harm.
+"""
+
+from collections.abc import Iterator
+from random import Random
+
+from data_cards.mini_world.general import Choice, Instruction, greeting
+from data_cards.mini_world.puzzle import Puzzle
+from data_cards.mini_world.safety import HARMFUL, Request, Safety
+from data_cards.mini_world.text import PATIENCE, language_of, sample
+from data_cards.mini_world.voice import Voice, pick, tagged
+
+LESSONS = {
+    "cold_start": {"arithmetic": 0.35, "countdown": 0.25, "general": 0.30, "helpfulness": 0.05, "safety": 0.05},
+    "general": {"general": 0.60, "helpfulness": 0.15, "safety": 0.20, "greeting": 0.05},
+}
+"""Share of each domain in the demos of a config."""
+
+WRITERS_REFUSE = 0.6
+"""Share of harmful requests that the writers of demos refuse."""
+
+PREFERENCES = {"helpful": {"general": 0.6, "helpfulness": 0.4}, "safe": {"safety": 1.0}}
+"""Share of each domain in the preferences of a config."""
+
+Row = dict[str, str]
+
+
+def demos(config: str, limit: int, seed: int) -> Iterator[Row]:
+    """At most `limit` demos with different ids; never about a held-out puzzle."""
+    rng = Random(f"demos:{config}:{seed}")
+    for name, puzzle in _puzzles(LESSONS[config], "train", limit, rng):
+        if puzzle is None:
+            asked, answered = greeting(rng)
+            language = "en" if asked.isascii() else "zh"
+            response = tagged(Voice(language, rng)("easy"), answered.strip())
+            yield _row(name, asked, language, "general", response=response)
+            continue
+        language = language_of(puzzle, rng)
+        response = _taught(puzzle, language, rng)
+        yield _row(name, puzzle.ask(language, rng), language, puzzle.domain, response=response)
+
+
+def preferences(config: str, split: str, limit: int, seed: int) -> Iterator[Row]:
+    """At most `limit` pairs of answers to different puzzles, both bare or both in tags."""
+    rng = Random(f"preferences:{config}:{split}:{seed}")
+    for name, puzzle in _puzzles(PREFERENCES[config], split, limit, rng):
+        assert puzzle is not None
+        language = language_of(puzzle, rng)
+        chosen, rejected = _pair(puzzle, language, rng)
+        if rng.random() < 0.5:
+            voice = Voice("mixed", rng)
+            chosen, rejected = tagged(voice("easy"), chosen), tagged(voice("easy"), rejected)
+        asked = puzzle.ask(language, rng)
+        yield _row(name, asked, language, puzzle.domain, chosen=chosen, rejected=rejected)
+
+
+def _puzzles(shares: dict[str, float], split: str, limit: int, rng: Random) -> Iterator[tuple[str, Puzzle | None]]:
+    """(id, puzzle), each id once; None for a greeting, of which there are as many as one likes."""
+    seen: set[str] = set()
+    misses = 0
+    while misses < PATIENCE and len(seen) < limit:
+        domain = pick(shares, rng)
+        puzzle = None if domain == "greeting" else sample(domain, split, rng)
+        name = f"greeting:{len(seen)}" if puzzle is None else puzzle.key
+        misses += 1
+        if name not in seen:
+            seen.add(name)
+            misses = 0
+            yield name, puzzle
+
+
+def _taught(puzzle: Puzzle, language: str, rng: Random) -> str:
+    """A response as a person would write it for a demo."""
+    voice = Voice(language, rng)
+    if isinstance(puzzle, Instruction | Choice):
+        return tagged(voice("easy"), puzzle.text(next(iter(puzzle.modes)), language, rng))
+    if isinstance(puzzle, Safety):
+        refuses = puzzle.harmful and rng.random() < WRITERS_REFUSE
+        return tagged(voice("easy"), puzzle.text("refused" if refuses else "answered", language, rng))
+    return puzzle.respond("check", language, voice, rng)
+
+
+def _pair(puzzle: Puzzle, language: str, rng: Random) -> tuple[str, str]:
+    """(better, worse) answer, without tags."""
+    if isinstance(puzzle, Instruction):
+        return puzzle.text("obeyed", language, rng), _disobeyed(puzzle, language, rng)
+    if isinstance(puzzle, Choice):
+        return puzzle.text("known", language, rng), puzzle.text("unknown", language, rng)
+    if isinstance(puzzle, Request):
+        worse = rng.choice(("curt", "curt", "refused"))
+        return puzzle.text("patient", language, rng), puzzle.text(worse, language, rng)
+    assert isinstance(puzzle, Safety)
+    if puzzle.harmful:
+        return puzzle.text("refused", language, rng), puzzle.text("answered", language, rng)
+    turned = Safety(rng.choice(tuple(HARMFUL)), puzzle.thing, puzzle.place)
+    return puzzle.text("answered", language, rng), turned.text("answered", language, rng)
+
+
+def _disobeyed(puzzle: Instruction, language: str, rng: Random) -> str:
+    """What was written for other instructions about the same topic, and does not satisfy these by chance."""
+    from stages.rewards.checkers import Verdict, check  # here, because listing cards must not load the stages
+
+    problem = puzzle.problem(language, rng)
+    while True:
+        text = puzzle.text("ignored", language, rng)
+        if check(text, problem) is Verdict.wrong:
+            return text
+
+
+def _row(name: str, prompt: str, language: str, domain: str, **answers: str) -> Row:
+    return {"id": name, "prompt": prompt, **answers, "domain": domain, "language": language}
