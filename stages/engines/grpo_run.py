@@ -130,14 +130,17 @@ def _hacking_watch(
 
 def _stopped(trainer: Any, hacking: HackingWatch, work: Workdir) -> StageFailed:
     """Writes the model of the last calm look to `last_good/`; the error that says so."""
-    trainer._load_from_checkpoint(str(checkpoints.folder_of(work.checkpoints, hacking.kept_step or 0)))
-    folder = work.path / LAST_GOOD
-    merge_and_save(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, folder)
-    return StageFailed(
-        hacking.watch.describe(),
-        hint=f"the model after step {hacking.kept_step} is in {folder}; lower the weights of helpfulness and "
-        "harmlessness or raise their from_fraction; ARGS=grpo.alarm.action=warn goes on from here",
+    hint = (
+        "lower the weights of helpfulness and harmlessness or raise their from_fraction; "
+        "ARGS=grpo.alarm.action=warn goes on from here"
     )
+    calm = checkpoints.folder_of(work.checkpoints, hacking.kept_step or 0)
+    if calm.is_dir():  # not if it was rotated away while the alarm was only to warn
+        trainer._load_from_checkpoint(str(calm))
+        folder = work.path / LAST_GOOD
+        merge_and_save(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, folder)
+        hint = f"the model after step {hacking.kept_step} is in {folder}; {hint}"
+    return StageFailed(hacking.watch.describe(), hint=hint)
 
 
 def _config(stage: "GRPO", source: ModelSource, work: Workdir, device: torch.device) -> GRPOConfig:
