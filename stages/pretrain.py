@@ -1,21 +1,23 @@
-"""Makes the mini scale's base model: a tokenizer and a very small Llama, trained from nothing.
+"""Makes the mini scale's base model: a tokenizer and a very small Llama, trained from nothing; or a smaller student.
 
-Reads text (by default the card `mini_text`), makes a checkpoint with tokenizer, weights and configuration.
+Reads text (by default the card `mini_text`), makes a checkpoint with tokenizer, weights and configuration. Given a
+`model` and the layers to keep of it, it begins there: a student for distillation is the base without some of its
+layers, trained on the same text for a little while until it has got over the loss.
 The paper starts from DeepSeek-V3-Base (section 2.2), a model that has read trillions of tokens; here the
 text is a small world in which good and bad ways of answering stand side by side, so that the effects of the
 later stages can be seen on a laptop. A GPU needs about three minutes, two CPU cores more than an hour; the
 finished weights ship in `models/mini-base`.
 
-Command: `make mini-base`
+Command: `make mini-base`, `make mini-student`
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.artifact import newest_checkpoint, step_of
 from pipeline.errors import ResourceError
-from pipeline.refs import CHECKPOINT, DatasetRef, Ref
+from pipeline.refs import CHECKPOINT, CheckpointRef, DatasetRef, Ref
 from pipeline.stage import Inputs, Runtime, Stage, Workdir
 
 TOKENIZER_TEXTS = 50_000
@@ -44,7 +46,11 @@ class Pretrain(Stage):
 
     text: DatasetRef = Field(Ref("card", "mini_text"), description="what to read: rows with the column `text`")
     num_texts: int = Field(600_000, ge=1, description="documents to read from the reference")
-    architecture: Architecture = Architecture()
+    model: CheckpointRef | None = Field(None, description="begin with these weights and tokenizer; null = from nothing")
+    keep_layers: tuple[int, ...] | None = Field(
+        None, min_length=1, description="layers of `model` to keep, counted from 0; null = all"
+    )
+    architecture: Architecture = Field(Architecture(), description="of a model from nothing")
     whole_words: tuple[str, ...] = Field(
         ("<think>", "</think>", "<answer>", "</answer>"),
         description="strings that are one ordinary token each",
@@ -61,16 +67,19 @@ class Pretrain(Stage):
     log_steps: Runtime[int] = Field(50, ge=1)
     save_steps: Runtime[int] = Field(500, ge=1, description="steps between checkpoints to resume from")
 
+    @model_validator(mode="after")
+    def _keeps_layers_of_a_model(self) -> Self:
+        if self.keep_layers is not None and self.model is None:
+            raise ValueError("keep_layers says which layers of `model` to keep, and there is no model: name one")
+        return self
+
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         from stages.engines import pretraining
 
         texts = [row["text"] for row in inputs.rows("text", limit=self.num_texts)]
-        longest = self.architecture.max_position_embeddings
-        tokenizer = pretraining.train_tokenizer(
-            texts[:TOKENIZER_TEXTS], self.architecture.vocab_size, self.whole_words, longest
-        )
+        model, tokenizer = self._begun(inputs, texts)
         pack = pretraining.pack(texts, tokenizer, self.sequence_length)
-        model = pretraining.new_model(self.architecture.model_dump(), tokenizer, self.seed).to(self._device())
+        model.to(self._device())
         how = pretraining.Optimisation(
             **{name: getattr(self, name) for name in pretraining.Optimisation.__annotations__}
         )
@@ -85,6 +94,21 @@ class Pretrain(Stage):
         model.cpu().save_pretrained(work.path)
         tokenizer.save_pretrained(work.path)
         return metrics | {"num_parameters": model.num_parameters()}
+
+    def _begun(self, inputs: Inputs, texts: list[str]) -> tuple[Any, Any]:
+        """Model and tokenizer before the first step."""
+        from stages.engines import pretraining
+        from stages.engines.models import load_model, load_tokenizer
+
+        if self.model is None:
+            longest = self.architecture.max_position_embeddings
+            tokenizer = pretraining.train_tokenizer(
+                texts[:TOKENIZER_TEXTS], self.architecture.vocab_size, self.whole_words, longest
+            )
+            return pretraining.new_model(self.architecture.model_dump(), tokenizer, self.seed), tokenizer
+        source = inputs.checkpoint("model")
+        model = load_model(source, device="cpu")
+        return pretraining.with_layers(model, self.keep_layers), load_tokenizer(source)
 
     def _device(self) -> str:
         import torch

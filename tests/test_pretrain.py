@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_cards.mini_world import documents
 from pipeline.artifact import newest_checkpoint, seal
-from pipeline.errors import ResourceError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.stage import Inputs, Workdir
 from stages.chat import TAGS, TEMPLATES
 from stages.engines import pretraining
@@ -211,3 +211,27 @@ def test_the_shipped_tokenizer_is_the_one_the_stage_makes():
     made = pretraining.train_tokenizer(list(documents(50_000, 0)), Architecture().vocab_size, whole, longest)
     shipped = AutoTokenizer.from_pretrained(SHIPPED)
     assert made.get_vocab() == shipped.get_vocab()
+
+
+# --- a student ------------------------------------------------------------------------------------------
+
+
+def student(**changes) -> Pretrain:
+    small = {"device": "cpu", "num_texts": 200, "num_steps": 2, "batch_rows": 4, "sequence_length": 64}
+    return Pretrain(model="path:models/mini-base", warmup_steps=1, **(small | changes))
+
+
+def test_a_student_begins_with_the_layers_it_keeps(tmp_path):
+    made = run(student(keep_layers=(0, 3), learning_rate=1e-9), tmp_path / "student")
+    base, small = (load_file(folder / "model.safetensors") for folder in (SHIPPED, tmp_path / "student"))
+    assert made["num_parameters"] < 0.6 * sum(w.numel() for w in base.values())
+    name = "model.layers.{}.mlp.up_proj.weight"
+    assert torch.allclose(small[name.format(1)], base[name.format(3)], atol=1e-6)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").config.num_hidden_layers == 2
+
+
+def test_layers_that_do_not_exist_or_have_no_model_are_refused_in_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="there is no layer 4"):
+        run(student(keep_layers=(0, 4)), tmp_path / "student")
+    with pytest.raises(ValueError, match="there is no model: name one"):
+        stage(keep_layers=(0,))

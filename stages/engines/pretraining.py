@@ -22,6 +22,7 @@ from safetensors.torch import load_model, save_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pipeline.errors import ConfigError
 from stages.engines.checkpoints import folder_of, newest_whole, seal_and_rotate, step_of
 
 END_OF_TEXT = "<|endoftext|>"
@@ -142,6 +143,21 @@ def new_model(architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerFas
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**{**architecture, "tie_word_embeddings": True}, **ends))
     model.generation_config = GenerationConfig(**ends, do_sample=True, temperature=1.0)
+    return model
+
+
+def with_layers(model: Any, kept: Sequence[int] | None) -> Any:
+    """The model with only these of its layers, in this order, in place; ConfigError for one that it has not."""
+    layers = model.model.layers
+    if missing := [i for i in kept or () if not 0 <= i < len(layers)]:
+        raise ConfigError(
+            f"keep_layers: the model has layers 0 to {len(layers) - 1}, so there is no layer {missing[0]}"
+        )
+    if kept is not None:
+        model.model.layers = torch.nn.ModuleList(layers[i] for i in kept)
+        model.config.num_hidden_layers = len(kept)
+        for position, layer in enumerate(model.model.layers):
+            layer.self_attn.layer_idx = position
     return model
 
 
