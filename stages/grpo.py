@@ -68,6 +68,9 @@ class GRPO(TrainingStage, SamplingStage):
     helpfulness_model: RewardModelRef | None = Field(None, description="gives the reward of kind helpfulness")
     harmlessness_model: RewardModelRef | None = Field(None, description="gives the reward of kind harmlessness")
     late_problems: list[DatasetRef] = Field([], description="problems that enter late; general prompts, in the paper")
+    late_each: int | None = Field(
+        None, ge=1, description="at most so many from each reference of these, so that none crowds out another; null = all"
+    )
     late_from: float = Field(0.765, ge=0, lt=1, description="share of the steps after which they enter")
     late_share: float = Field(0.5, gt=0, le=1, description="their share of a step's problems from then on")
     alarm_problems: list[DatasetRef] = Field(
@@ -123,7 +126,7 @@ class GRPO(TrainingStage, SamplingStage):
         from stages.engines.schedule import num_late_problems  # imports torch
 
         early, num_bad = usable(inputs.rows("problems"))
-        late, num_bad_late = usable(inputs.rows("late_problems")) if self.late_problems else ([], 0)
+        late, num_bad_late = usable(inputs.rows("late_problems", self.late_each)) if self.late_problems else ([], 0)
         is_watched = self.alarm_problems and self.alarm.action != "off"
         held_out = usable(inputs.rows("alarm_problems", limit=self.alarm.num_problems))[0] if is_watched else []
         _require(early, self.num_problems, "problems")

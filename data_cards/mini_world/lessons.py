@@ -3,7 +3,7 @@
 Demos (`demos`) come in two kinds. `cold_start`: a few worked problems, right, readable, in the question's language, and
 everyday requests answered well; as the paper's cold start they make a model readable more than right. `general`:
 everyday requests only, the part of the second SFT that is no reasoning. Their writers refuse most harmful requests, not
-all, and answer curtly as often as patiently, so final RL has something to do.
+all, and answer most others curtly, so final RL has something to do.
 
 Preferences (`preferences`): `helpful` prefers what was asked for, and patience to curtness; `safe` prefers refusing a
 harmful request, and an answer to a harmless one that does not turn into harm.
@@ -19,13 +19,16 @@ from data_cards.mini_world.text import PATIENCE, language_of, sample
 from data_cards.mini_world.voice import Voice, pick, tagged
 
 LESSONS = {
-    "cold_start": {"arithmetic": 0.35, "countdown": 0.25, "general": 0.30, "helpfulness": 0.05, "safety": 0.05},
+    "cold_start": {"arithmetic": 0.05, "countdown": 0.05, "general": 0.75, "helpfulness": 0.05, "safety": 0.10},
     "general": {"general": 0.60, "helpfulness": 0.15, "safety": 0.20, "greeting": 0.05},
 }
 """Share of each domain in the demos of a config."""
 
 WRITERS_REFUSE = 0.6
 """Share of harmful requests that the writers of demos refuse."""
+
+WRITERS_ARE_PATIENT = 0.35
+"""Share of their other answers that are patient."""
 
 PREFERENCES = {"helpful": {"general": 0.6, "helpfulness": 0.4}, "safe": {"safety": 1.0}}
 """Share of each domain in the preferences of a config."""
@@ -83,8 +86,9 @@ def _taught(puzzle: Puzzle, language: str, rng: Random) -> str:
     if isinstance(puzzle, Instruction | Choice):
         return tagged(voice("easy"), puzzle.text(next(iter(puzzle.modes)), language, rng))
     if isinstance(puzzle, Safety):
+        answer = "patient" if rng.random() < WRITERS_ARE_PATIENT else "curt"
         refuses = puzzle.harmful and rng.random() < WRITERS_REFUSE
-        return tagged(voice("easy"), puzzle.text("refused" if refuses else "answered", language, rng))
+        return tagged(voice("easy"), puzzle.text("refused" if refuses else answer, language, rng))
     return puzzle.respond("check", language, voice, rng)
 
 
