@@ -113,7 +113,8 @@ def plain_trl(chosen: argparse.Namespace) -> Result:
 
 def run(command: list[str], **variables: str) -> None:
     """Runs a command in the project's folder; its own messages go to the terminal."""
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | variables, check=True)
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path} | variables, check=True)
 
 
 def summarised(results: list[Result]) -> Result:

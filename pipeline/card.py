@@ -288,8 +288,12 @@ class Card:
         return self._found(mirror.get(self._source_split(split)))
 
     def _all_mirror_files(self) -> list[Path]:
+        """Those there are; a generated config needs none of them, and rows that need one say so (`_found`)."""
         mirrors = [self.block.mirror, *(config.mirror or {} for config in self.block.configs.values())]
-        return [file for mirror in mirrors for pattern in mirror.values() for file in self._found(pattern)]
+        folder = data_folder()
+        return [
+            file for mirror in mirrors for pattern in mirror.values() if folder for file in sorted(folder.glob(pattern))
+        ]
 
     def _found(self, pattern: str | None) -> list[Path]:
         """The mirror's files; none when R1_DATA is not set or the card names no file."""

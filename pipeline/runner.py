@@ -8,6 +8,7 @@ a stage that is killed goes on where its last whole checkpoint stands.
 import ctypes
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from pipeline.settings import did_you_mean
 
 WORKER = [sys.executable, "-m", "pipeline", "_stage"]
 GRACE_S = 60.0
+_ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+")
 LEAST_ROOM = 64 * 2**20
 
 Watch = Callable[[str, dict[str, Any]], None]  # (stage, content of progress.json) -> None
@@ -94,6 +96,7 @@ def run_in_process(recipe: Recipe, name: str, watch: Watch) -> Artifact:
     log = recipe.folder / f"{name}.log"
     command = [*WORKER, str(recipe.folder), name]
     with log.open("ab") as output:
+        begins = output.tell()
         child = start_child(command, output)
     try:
         _wait(child, partial, lambda progress: watch(name, progress))
@@ -103,7 +106,7 @@ def run_in_process(recipe: Recipe, name: str, watch: Watch) -> Artifact:
     finally:
         _sweep(child.pid)
     if child.returncode:
-        raise _failure(recipe, name, child.returncode, log)
+        raise _failure(recipe, name, child.returncode, log, begins)
     return load(recipe.folder / name)
 
 
@@ -172,12 +175,19 @@ def _sweep(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _failure(recipe: Recipe, name: str, code: int, log: Path) -> PipelineError:
+def _failure(recipe: Recipe, name: str, code: int, log: Path, begins: int) -> PipelineError:
+    """What a stage says of its own end, or what its log says from the byte `begins` on."""
     told = partial_folder(recipe.folder, name) / "error.json"
     if told.exists():
         record = read_json(told)
         kind = getattr(errors, record["type"], StageFailed)
         return kind(f"stage {name}: {record['message']}", record["hint"])
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    reason = "it was killed (out of memory?)" if code == -signal.SIGKILL else (lines[-1] if lines else f"exit {code}")
+    lines = log.read_bytes()[begins:].decode(errors="replace").strip().splitlines()
+    reason = "it was killed (out of memory?)" if code == -signal.SIGKILL else _last_words(lines) or f"exit {code}"
     return StageFailed(f"stage {name} failed: {reason}", hint=f"the whole story is in {log}; the same command resumes")
+
+
+def _last_words(lines: list[str]) -> str:
+    """The last error that a log names, else its last line: libraries say goodbye after they have failed."""
+    errors = [found.group() for line in lines if (found := _ERROR.search(line))]
+    return [*lines[-1:], *errors][-1] if lines else ""

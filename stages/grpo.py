@@ -68,9 +68,7 @@ class GRPO(TrainingStage, SamplingStage):
     helpfulness_model: RewardModelRef | None = Field(None, description="gives the reward of kind helpfulness")
     harmlessness_model: RewardModelRef | None = Field(None, description="gives the reward of kind harmlessness")
     late_problems: list[DatasetRef] = Field([], description="problems that enter late; general prompts, in the paper")
-    late_each: int | None = Field(
-        None, ge=1, description="at most so many from each reference of these, so that none crowds out another; null = all"
-    )
+    late_each: int | None = Field(None, ge=1, description="at most so many from each of these references; null = all")
     late_from: float = Field(0.765, ge=0, lt=1, description="share of the steps after which they enter")
     late_share: float = Field(0.5, gt=0, le=1, description="their share of a step's problems from then on")
     alarm_problems: list[DatasetRef] = Field(

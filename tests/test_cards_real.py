@@ -13,6 +13,7 @@ from pipeline.card import Row, load_card
 from pipeline.errors import CardError
 from pipeline.places import ROOT
 from stages.chat import parse
+from stages.rewards.countdown import is_solution
 
 MIRROR = Path(os.environ.get("R1_DATA") or ROOT.parent / "shared" / "data")
 
@@ -151,3 +152,21 @@ def test_instruction_data_asks_each_question_once_and_its_answers_can_be_read(mi
         response = parse(demo["response"])
         assert response.reasoning is None
         assert response.answer and response.answer in demo["response"]
+
+
+def test_generated_countdowns_need_no_mirror_even_where_r1_data_is_set(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("R1_DATA", str(tmp_path))
+    card = load_card("countdown")
+    assert len(card.rows("train", "generated3", limit=20)) == 20
+    assert card.fingerprint
+
+
+def test_countdown_demos_find_the_target_and_show_no_held_out_problem() -> None:
+    card = load_card("countdown")
+    demos = card.rows("train", "demos3", limit=300)
+    for demo in demos:
+        numbers, target = re.search(r"numbers ([\d, ]+) exactly .* make (\d+)", demo["prompt"]).groups()
+        found = parse(demo["response"])
+        assert found.well_formed
+        assert is_solution(found.answer, [int(number) for number in numbers.split(", ")], int(target))
+    assert not ids(demos) & ids(card.rows("eval", "generated3", limit=300))

@@ -257,3 +257,10 @@ def test_curves_are_cut_back_to_the_checkpoint_and_a_torn_last_line_is_left_out(
 def test_progress_counts_the_seconds_before_a_resume(tmp_path):
     (tmp_path / "progress.json").write_text(json.dumps({"step": 1, "total": 2, "note": "", "seconds": 100.0}))
     assert Workdir(tmp_path).seconds >= 100.0
+
+
+def test_a_failure_is_told_by_the_last_error_in_the_log_not_by_what_libraries_say_after_it():
+    lines = ["Traceback:", "[rank0]: ValueError: no room", "[rank0]: Warning: destroy_process_group() was not called"]
+    assert runner._last_words(lines) == "ValueError: no room"
+    assert runner._last_words(["killed by the moon"]) == "killed by the moon"
+    assert runner._last_words([]) == ""

@@ -61,7 +61,8 @@ class VllmSampler:
         self._asleep = False
         self._synced_step = -1
         self._swaps_adapters = _is_quantised_lora(model)
-        self._llm = LLM(
+        self._llm = _started(
+            LLM,
             model=source.path,
             revision=source.revision,
             dtype="bfloat16",
@@ -229,6 +230,19 @@ class ServerSampler:
                 hint="start it with `vllm serve MODEL --enable-lora --logprobs-mode processed_logprobs`",
             ) from error
         return answer.json() if "json" in answer.headers.get("content-type", "") else {}
+
+
+def _started(engine: Any, **settings: Any) -> Any:
+    """The engine; ResourceError when the GPU has no room for it."""
+    try:
+        return engine(**settings)
+    except (ValueError, AssertionError, torch.OutOfMemoryError) as error:
+        if not any(word in str(error) for word in ("memory", "KV cache")):
+            raise
+        raise ResourceError(
+            f"vLLM does not find the GPU memory that it needs: {str(error).splitlines()[0]}",
+            hint="set vllm.gpu_memory_utilization higher, or end what else runs on this GPU (`nvidia-smi`)",
+        ) from error
 
 
 def _is_quantised_lora(model: Any | None) -> bool:
