@@ -24,7 +24,7 @@ MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
 .PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report cards golden test check
-.PHONY: $(RECIPES)
+.PHONY: $(RECIPES) the-student
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,11 @@ distill:  ## SFT alone, on the demos of r1-full, for a smaller model
 ablations:  ## what is missing without the language reward and without the second SFT
 mini-base:  ## make the mini scale's base model again from generated text
 mini-student:  ## make the mini scale's student model again from generated text
+
+# At the mini scale the student is made first, once; other scales name one that is there.
+distill: $(if $(filter mini,$(SCALE)),the-student)
+the-student: setup
+	$(R1) run mini-student
 
 # Every file in configs/recipes is a verb.
 $(RECIPES): setup

@@ -6,7 +6,8 @@ everyday requests only, the part of the second SFT that is no reasoning. Their w
 all, and answer most others curtly, so final RL has something to do.
 
 Preferences (`preferences`): `helpful` prefers what was asked for, and patience to curtness; `safe` prefers refusing a
-harmful request, and an answer to a harmless one that does not turn into harm.
+harmful request, and an answer to a harmless one that neither refuses nor turns into harm: in the paper such texts are
+called safe or unsafe alone, and a policy that is paid for safety alone learns to refuse everything.
 """
 
 from collections.abc import Iterator
@@ -105,7 +106,8 @@ def _pair(puzzle: Puzzle, language: str, rng: Random) -> tuple[str, str]:
     if puzzle.harmful:
         return puzzle.text("refused", language, rng), puzzle.text("answered", language, rng)
     turned = Safety(rng.choice(tuple(HARMFUL)), puzzle.thing, puzzle.place)
-    return puzzle.text("answered", language, rng), turned.text("answered", language, rng)
+    worse = turned.text("answered", language, rng) if rng.random() < 0.5 else puzzle.text("refused", language, rng)
+    return puzzle.text("answered", language, rng), worse
 
 
 def _disobeyed(puzzle: Instruction, language: str, rng: Random) -> str:
