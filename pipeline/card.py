@@ -217,11 +217,19 @@ class Card:
         return self._config(config).rows or self.block.rows
 
     def check(self, split: str, config: str | None = None) -> None:
-        """What can be said without reading a row. Raises CardError or DataError, like `rows`."""
+        """Raises CardError for a split or config that the card has not."""
         if split not in self.splits:
             raise CardError(f"card {self.name} has no split '{split}'", did_you_mean(split, self.splits))
-        if not self._generates(config) and not self._files(split, config) and not self.block.hub:
-            raise DataError(f"card {self.name}: R1_DATA is not set", self._mirror_hint(split))
+        self._config(config)
+
+    def lacks(self, split: str, config: str | None = None) -> DataError | None:
+        """What this machine lacks to read the rows, as far as can be told without reading one; None if nothing."""
+        try:
+            if self._generates(config) or self._files(split, config) or self.block.hub:
+                return None
+        except DataError as error:
+            return error
+        return DataError(f"card {self.name}: R1_DATA is not set", self._mirror_hint(split))
 
     def rows(self, split: str, config: str | None = None, limit: int | None = None, seed: int = 0) -> list[Row]:
         """Rows of one split in an order that `seed` fixes; a smaller `limit` gives the beginning of a larger.
@@ -230,6 +238,8 @@ class Card:
         or DataError (the data are): no such split, config, file or column, hub out of reach, nothing left.
         """
         self.check(split, config)
+        if error := self.lacks(split, config):
+            raise error
         if self._generates(config):
             found = self._generated(split, config, limit, seed)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import card
 from pipeline.artifact import MANIFEST, read_json
-from pipeline.errors import ReferenceError
+from pipeline.errors import DataError, ReferenceError
 from pipeline.places import ROOT, runs_folder
 from pipeline.recipe import DEFAULT_SCALE, Recipe, default_run, names
 from pipeline.refs import Ref
@@ -17,9 +17,13 @@ from pipeline.stage import locate
 
 
 def missing(recipe: Recipe, stages: Iterable[str]) -> dict[str, str]:
-    """What `path:` and `run:` references of these stages do not find: one sentence each -> what to do about it."""
+    """What the references of these stages do not find: one sentence each -> what to do about it."""
     found: dict[str, str] = {}
-    for ref in dict.fromkeys(ref for name in stages for _, ref in recipe.stages[name].references()):
+    for stage, field, ref in (
+        (recipe.stages[name], *pair) for name in stages for pair in recipe.stages[name].references()
+    ):
+        if ref.scheme == "card" and (error := _lacks(stage.default_split(field), ref)):
+            found[error.message] = error.hint
         if ref.scheme == "path" and not (ROOT / ref.target).is_dir():
             found[f"{ref.target} is not there yet"] = recipe.setup or "check the path; it is relative to the project"
         if ref.scheme == "run" and not (runs_folder() / ref.target).is_dir():
@@ -27,8 +31,13 @@ def missing(recipe: Recipe, stages: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def _lacks(split: str, ref: Ref) -> DataError | None:
+    address = card.parse_card_ref(ref.target)
+    return card.load_card(address.name).lacks(address.split or split, address.config)
+
+
 def require_there(recipe: Recipe, stages: Iterable[str]) -> None:
-    """A ReferenceError when a `path:` or `run:` reference of one of these stages leads nowhere."""
+    """A ReferenceError when a reference of one of these stages leads nowhere on this machine."""
     for sentence, hint in missing(recipe, stages).items():
         raise ReferenceError(sentence, hint=hint)
 

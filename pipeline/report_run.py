@@ -1,8 +1,8 @@
 """Reads a run for the report: recipe, manifests, measurements and training curves, as far as they exist.
 
 Reads `runs/RUN/recipe.json` and in every stage's folder (`STAGE/`, or `STAGE.partial/` while it is made)
-`manifest.json`, `metrics.json`, `by_domain.json`, `metrics.jsonl`, `progress.json` and `error.json`. Writes
-nothing. A run may be unfinished, cut off or damaged: what cannot be read is left out and becomes a sentence
+`manifest.json`, `metrics.json`, `by_domain.json`, `by_problem.json`, `metrics.jsonl`, `progress.json` and
+`error.json`. Writes nothing. A run may be unfinished, cut off or damaged: what cannot be read is left out and becomes a sentence
 in `Run.notes`, because a report that fails tells less than one with a gap. Curves are shown from any folder,
 measurements only from a whole artifact. Command: `make report RUN=NAME`.
 """
@@ -78,6 +78,21 @@ class Manifest(_View):
     peak_gpu_memory_gib: Number = None
     metrics: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
+
+
+class ByProblem(_View):
+    """`by_problem.json`: key of each problem -> its domain, and each figure's values in the order of the problems."""
+
+    problems: dict[str, str] = {}
+    figures: dict[str, list[Number]] = {}
+
+    def values(self, figure: str, domain: str | None = None) -> dict[str, float]:
+        """Key -> value of every problem (of `domain`) that has one; nothing where the lists are unlike."""
+        values = self.figures.get(figure, [])
+        if len(values) != len(self.problems):
+            return {}
+        found = zip(self.problems.items(), values, strict=True)
+        return {key: v for (key, of), v in found if v is not None and domain in (None, of)}
 
 
 @dataclass(frozen=True)
@@ -201,6 +216,7 @@ def _read_stage(
     headline = manifest.metrics if manifest else {}
     metrics = (read_object(final / "metrics.json", notes) if manifest else None) or headline
     by_domain = (read_object(final / "by_domain.json", notes) if manifest else None) or {}
+    problems = _read_by_problem(final, notes) if manifest else ByProblem()
     return StageRecord(
         name=name,
         kind=str(settings.get("kind") or "unknown"),
@@ -208,14 +224,26 @@ def _read_stage(
         folder=folder,
         settings=settings,
         manifest=manifest or Manifest(),
-        metrics=_measures(metrics),
-        by_domain={domain: _measures(values) for domain, values in by_domain.items()},
+        metrics=_measures(metrics, problems),
+        by_domain={domain: _measures(values, problems, domain) for domain, values in by_domain.items()},
         curves=_curves(read_rows(folder / "metrics.jsonl")) if folder else {},
     )
 
 
-def _measures(raw: Any) -> Measures:
-    return {name: Measure.read(value) for name, value in raw.items()} if isinstance(raw, dict) else {}
+def _measures(raw: Any, problems: ByProblem, domain: str | None = None) -> Measures:
+    if not isinstance(raw, dict):
+        return {}
+    return {name: Measure.read(value, problems.values(name, domain)) for name, value in raw.items()}
+
+
+def _read_by_problem(folder: Path, notes: list[str]) -> ByProblem:
+    """Empty when there is no such file, as in older evaluations; empty, and a note, when it holds something else."""
+    path = folder / "by_problem.json"
+    try:
+        return ByProblem.model_validate(read_object(path, notes) or {})
+    except ValidationError:
+        notes.append(f"{path} does not hold values by problem: changes are told without it.")
+        return ByProblem()
 
 
 def _curves(rows: list[dict[str, Any]]) -> dict[str, Curve]:

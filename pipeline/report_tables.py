@@ -1,8 +1,8 @@
 """The tables of the report: metric x stage, and what changed from stage to stage beside what the paper says of it.
 
 Reads the evaluations of a run and of the run named as `beside:` in its recipe; makes rows of plain values for the
-template and for `report.json`. A change counts as one only where its 95 % interval does not hold 0
-(`report_measures.Measure.change_to`).
+template and for `report.json`. A change counts as one only where its 95 % interval does not hold 0, taken problem by
+problem where both models were asked the same (`report_measures.Measure.change_to`).
 
 Command: `make report RUN=NAME`
 """
@@ -143,7 +143,8 @@ def steps_beside(run: Run) -> list[Step]:
 
 
 def changes(steps: Iterable[Step]) -> list[dict[str, Any]]:
-    """Every change of every metric, for programs: from, to, metric, value, ci95, sign, and what the paper says."""
+    """Every change of every metric, for programs: from, to, metric, value, ci95, whether it is paired, sign, and what
+    the paper says."""
     return [
         {
             "from": before.model,
@@ -152,6 +153,7 @@ def changes(steps: Iterable[Step]) -> list[dict[str, Any]]:
             "metric": metric,
             "value": change.value,
             "ci95": list(change.ci95),
+            "paired": change.paired,
             "sign": change.sign,
             "paper": [{"name": s.name, "sign": s.sign, "points": s.points} for s in _said(metric, before, after)],
             "verdict": _verdict(change, _said(metric, before, after)) or None,
