@@ -1,7 +1,8 @@
 """Measuring a model on problems it was not trained on.
 
 Reads a checkpoint and held-out problems (split `eval` of the cards), and a reward model where there is one; makes
-`metrics.json` (each figure with a 95 % interval), `by_domain.json`, and every response in `completions.jsonl`.
+`metrics.json` (each figure with a 95 % interval), `by_domain.json`, `by_problem.json` (its value for every problem,
+so that two evaluations can be compared on the problems they share), and every response in `completions.jsonl`.
 What the figures are: `stages/measures.py`.
 
 Paper: DeepSeek-R1 §3 and supplementary D: temperature 0.6, top-p 0.95, pass@1 as the mean over several
@@ -24,7 +25,7 @@ from pipeline.refs import METRICS, CheckpointRef, DatasetRef, RewardModelRef
 from pipeline.stage import Inputs, Runtime, Workdir
 from stages.chat import Response, without_tags
 from stages.language import language_share
-from stages.measures import measure
+from stages.measures import measure, paired_table
 from stages.rewards import Sample
 from stages.rewards.checkers import Verdict, answer_text, canonical, refuses
 from stages.rewards.helpfulness import Helpfulness
@@ -64,11 +65,15 @@ class Evaluate(SamplingStage):
         work.write_jsonl("completions.jsonl", ({key: row[key] for key in COLUMNS} for row in rows))
         work.write_json("metrics.json", metrics)
         work.write_json("by_domain.json", by_domain)
+        work.write_json("by_problem.json", paired_table(rows, self._k))
         return metrics
 
+    @property
+    def _k(self) -> int:
+        return min(self.k or self.num_samples, self.num_samples)
+
     def _measure(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
-        k = min(self.k or self.num_samples, self.num_samples)
-        return measure(rows, k, longest=self.max_completion_length)
+        return measure(rows, self._k, longest=self.max_completion_length)
 
     def _score(self, rows: list[Row], inputs: Inputs) -> None:
         """Enters the reward model's `score`, in [0, 1], of every response that no rule can judge."""
