@@ -247,6 +247,7 @@ def _steps(steps: list[report_tables.Step]) -> dict[str, Any]:
     return {
         "steps": steps,
         "rows": report_tables.change_rows(steps),
+        "paired": any(change["paired"] for change in report_tables.changes(steps)),
         "verdicts": report_tables.verdicts(steps).most_common(),
     }
 

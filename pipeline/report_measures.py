@@ -4,10 +4,10 @@ Reads what an evaluation wrote (`{"value", "ci95", "n"}`, or a bare number, and 
 has an interval of its own, and only a change whose interval does not hold 0 is called one.
 
 Two models measured on the same problems mostly rise and fall together on them, so their change is that of each problem
-both were asked, with a bootstrap over these problems (`paired`). Two imagined problems more, one that became wholly
-right and one wholly wrong, keep it honest where few problems differ: without them, four problems better of five
-hundred and none worse would be a change, and equal values a certainty. They are to the bootstrap what Agresti and Min
-(Statistics in Medicine 24, 2005) add to a table of matched pairs.
+both were asked, with a bootstrap over these problems (`paired`). Two imagined problems more, one that got better and
+one that got worse, keep it honest where few problems differ: without them, four problems better of five hundred and
+none worse would be a change, and equal values a certainty. They are what Bonett and Price (Journal of Educational and
+Behavioral Statistics 37, 2012) add to a table of matched pairs.
 
 Where the problems are others or unknown, the interval is put together from the two intervals (MOVER, Zou and Donner,
 Statistics in Medicine 27, 2008): with values a, b and bounds [la, ua], [lb, ub] the lower bound of b - a is
@@ -121,14 +121,14 @@ class Change:
 def paired(differences: tuple[float, ...]) -> Change:
     """The mean of the problems' differences with its bootstrap interval (percentiles of 2000 resampled means).
 
-    Two imagined problems are resampled along, one a whole step better and one as much worse; a whole step is 1 (all
-    of a share, one token) or the largest difference there is. They move neither the value nor the middle noticeably.
+    Two imagined problems are resampled along, one better by as much as any problem differs (by 1 where none does) and
+    one as much worse; the value is that of the true ones alone.
     """
     import numpy as np  # here, so that `make plan` need not wait for it
 
     data = np.asarray(differences, dtype=np.float64)
-    step = max(1.0, float(np.abs(data).max()))
-    padded = np.concatenate([data, [step, -step]])
+    most = float(np.abs(data).max()) or 1.0
+    padded = np.concatenate([data, [most, -most]])
     drawn = np.random.default_rng(0).integers(0, len(padded), size=(NUM_RESAMPLES, len(padded)), dtype=np.int32)
     low, high = np.percentile(padded[drawn].mean(axis=1), [2.5, 97.5])
     value = float(data.mean())

@@ -2,9 +2,9 @@
 
 Reads `runs/RUN/recipe.json` and in every stage's folder (`STAGE/`, or `STAGE.partial/` while it is made)
 `manifest.json`, `metrics.json`, `by_domain.json`, `by_problem.json`, `metrics.jsonl`, `progress.json` and
-`error.json`. Writes nothing. A run may be unfinished, cut off or damaged: what cannot be read is left out and becomes a sentence
-in `Run.notes`, because a report that fails tells less than one with a gap. Curves are shown from any folder,
-measurements only from a whole artifact. Command: `make report RUN=NAME`.
+`error.json`. Writes nothing. A run may be unfinished, cut off or damaged: what cannot be read is left out and
+becomes a sentence in `Run.notes`, because a report that fails tells less than one with a gap. Curves are shown from
+any folder, measurements only from a whole artifact. Command: `make report RUN=NAME`.
 """
 
 import time

@@ -169,6 +169,9 @@ def test_a_run_writes_the_files_the_report_reads(base: Path, tmp_path: Path) -> 
     headline = stage(num_samples=2).run(ToyInputs(base, problems), work)  # type: ignore[arg-type]
     assert headline == json.loads((tmp_path / "metrics.json").read_text())
     assert set(json.loads((tmp_path / "by_domain.json").read_text())) == {"arithmetic", "countdown"}
+    by_problem = json.loads((tmp_path / "by_problem.json").read_text())
+    assert len(by_problem["problems"]) == headline["format_rate"]["n"]
+    assert by_problem["figures"].keys() == headline.keys()
     rows = read_jsonl(tmp_path / "completions.jsonl")
     assert [row["id"] for row in rows] == [p["id"] for p in problems for _ in range(2)]
     assert all(tuple(row) == COLUMNS for row in rows)
