@@ -38,23 +38,20 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
+from pipeline.card_block import Block, Config, Shape, licence_warnings, read_block, read_front_matter
 from pipeline.errors import CardError, DataError, ReferenceError
 from pipeline.places import DATA_CARDS
 from pipeline.settings import did_you_mean
 from pipeline.sources import RawRow, data_folder, hub_rows, read_rows, sha256_of
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, str]
-Shape = Literal["problem", "demo", "preference", "text"]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "problem": ("id", "prompt", "answer", "checker", "domain", "language"),
@@ -63,72 +60,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 JSON_GOLDS = frozenset({"countdown", "instruction", "reasoning_gym"})  # checkers whose gold is a JSON object
-COLUMNS_SHOWN = ("name", "rows", "splits", "configs", "licence", "size", "source", "revision")
 NO_GOLD = frozenset({"refusal", "judge"})  # checkers that need none
-
-
-class _Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Hub(_Block):
-    """Where the source lies on the Hugging Face hub."""
-
-    id: str
-    revision: str = Field(pattern=r"^[0-9a-f]{7,40}$")
-    """A commit, never a branch: a branch moves."""
-    config: str | None = None
-    splits: tuple[str, ...] = ("train",)
-
-
-class Config(_Block):
-    """What differs in one config of a card; None means as in the card."""
-
-    rows: Shape | None = None
-    generator: bool = False
-    hub_config: str | None = None
-    mirror: dict[str, str] | None = None
-    constants: dict[str, str] = {}
-
-
-class Block(_Block):
-    """The `r1:` block of a card."""
-
-    version: int = 1
-    rows: Shape
-    generator: bool = False
-    package: str | None = None
-    """The Python package behind a generator; its installed version is part of the revision."""
-    hub: Hub | None = None
-    mirror: dict[str, str] = {}
-    columns: dict[str, str] = {}
-    constants: dict[str, str] = {}
-    holdout: dict[str, float] = {}
-    unique: bool = False
-    splits: tuple[str, ...] = ("train", "eval")
-    """The splits of a generator; a source's splits follow from `hub`, `mirror` and `holdout`."""
-    configs: dict[str, Config] = {}
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> "Block":
-        if not (self.generator or self.hub or self.mirror):
-            raise ValueError("no source: give `generator: true`, `hub:` or `mirror:`")
-        shares = self.holdout.values()
-        if sum(shares) >= 1 or not all(share > 0 for share in shares):
-            raise ValueError("the shares of `holdout` must be above 0 and leave rows for train")
-        taken = {*self.mirror, *(self.hub.splits if self.hub else ())} & self.holdout.keys()
-        if taken:
-            raise ValueError(f"`holdout` makes {sorted(taken)}, which the source has already")
-        return self
-
-
-def licence_warnings(card: str, licence: str) -> tuple[str, ...]:
-    """What to know before using or publishing the data of `card`; manifests record the licence by the same words."""
-    if licence == "not stated":
-        return (f"card {card}: the source states no licence; ask its authors before publishing",)
-    if re.search(r"(^|-)nc(-|$)", licence):
-        return (f"card {card}: licence {licence} allows no commercial use",)
-    return ()
 
 
 class CardAddress(NamedTuple):
@@ -434,77 +366,6 @@ def load_card(name: str) -> Card:
     for folder in card_folders():
         readme = folder / name / "README.md"
         if readme.exists():
-            front = _front_matter(readme)
-            return Card(readme.parent, front, _read_block(readme, front["r1"]))
+            front = read_front_matter(readme)
+            return Card(readme.parent, front, read_block(readme, front["r1"]))
     raise CardError(f"there is no data card '{name}'", did_you_mean(name, list_cards()))
-
-
-def _front_matter(readme: Path) -> dict[str, Any]:
-    found = re.match(r"---\n(.*?)\n---\s*\n", readme.read_text(encoding="utf-8"), re.DOTALL)
-    try:
-        front = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError as error:
-        raise CardError(f"{readme}: its front matter is not YAML", str(error)) from error
-    if not isinstance(front, dict) or "r1" not in front:
-        raise CardError(f"{readme} has no `r1:` block in its front matter", "see pipeline/card.py for its form")
-    return front
-
-
-def _read_block(readme: Path, block: Any) -> Block:
-    try:
-        return Block.model_validate(block)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("r1", *first["loc"])))
-        what = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            hint = did_you_mean(str(first["loc"][-1]), _known_keys(first["loc"]))
-            raise CardError(f"card {readme.parent.name}: {where}: unknown key", hint) from error
-        raise CardError(f"card {readme.parent.name}: {where}: {what}", f"mend {readme}") from error
-
-
-def _known_keys(where: tuple[int | str, ...]) -> Iterable[str]:
-    owners: dict[int | str, type[BaseModel]] = {"hub": Hub, "configs": Config}
-    return (owners[where[0]] if len(where) > 1 else Block).model_fields
-
-
-def cards_table() -> "Table":
-    """What `make cards` prints: a line per card, then the warnings and faults of all of them."""
-    from rich.table import Table
-
-    cards = [_summary(name) for name in list_cards()]
-    notes = "\n".join(f"[yellow]{card['note']}[/yellow]" for card in cards if card["note"])
-    table = Table(box=None, pad_edge=False, caption=notes, caption_justify="left")
-    for column in COLUMNS_SHOWN:
-        wraps = column in ("splits", "configs", "source")
-        table.add_column(column, overflow="fold", no_wrap=not wraps, min_width=10 if wraps else None)
-    for card in cards:
-        table.add_row(*(card[column] for column in COLUMNS_SHOWN))
-    return table
-
-
-def _summary(name: str) -> dict[str, str]:
-    summary = dict.fromkeys((*COLUMNS_SHOWN, "note"), "") | {"name": name}
-    try:
-        card = load_card(name)
-        summary |= {
-            "rows": card.block.rows,
-            "configs": "\n".join(card.configs),
-            "licence": card.licence,
-            "splits": " ".join(card.splits),
-            "source": _source(card),
-            "size": ", ".join(card.front.get("size_categories") or ()).replace("<n<", "-"),
-            "note": " ".join(card.warnings),
-        }
-        return summary | {"revision": card.revision[:10]}
-    except (CardError, DataError) as error:
-        return summary | {"note": error.message}
-
-
-def _source(card: Card) -> str:
-    if card.block.generator:
-        return "made here"
-    if card.block.mirror and (data_folder() or not card.block.hub):
-        return "mirror"
-    assert card.block.hub, "a card has a source"
-    return f"hub: {card.block.hub.id}"

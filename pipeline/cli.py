@@ -191,7 +191,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _cards(arguments: argparse.Namespace) -> None:
-    from pipeline.card import cards_table
+    from pipeline.card_table import cards_table
     from pipeline.console import console
 
     console.print(cards_table())

@@ -21,7 +21,8 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.artifact import MANIFEST, read_json
-from pipeline.card import licence_warnings, load_card, parse_card_ref
+from pipeline.card import load_card, parse_card_ref
+from pipeline.card_block import licence_warnings
 from pipeline.errors import PipelineError
 from pipeline.refs import CHECKPOINT, REWARD_MODEL, Ref
 from pipeline.report_run import Manifest, Run, StageRecord, read_run

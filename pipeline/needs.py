@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline import card
 from pipeline.artifact import MANIFEST, read_json
+from pipeline.card_block import licence_warnings
 from pipeline.errors import DataError, ReferenceError
 from pipeline.places import ROOT, runs_folder
 from pipeline.recipe import DEFAULT_SCALE, Recipe, default_run, names
@@ -68,7 +69,7 @@ def _recorded(folder: Path) -> Iterator[str]:
         return
     manifest = read_json(folder / MANIFEST)
     for used in manifest.get("cards", []):
-        yield from card.licence_warnings(used["name"], str(used.get("licence") or "not stated"))
+        yield from licence_warnings(used["name"], str(used.get("licence") or "not stated"))
     for parent in {parent["ref"] for parents in manifest.get("inputs", {}).values() for parent in parents}:
         ref = Ref.parse(parent)
         if ref.scheme in ("stage", "run"):

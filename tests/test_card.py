@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pipeline import card as cards
+from pipeline import card_table
 from pipeline.card import bucket, canonical_id, load_card, parse_card_ref
 from pipeline.errors import CardError, DataError, ReferenceError
 from pipeline.places import DATA_CARDS, ROOT
@@ -323,7 +324,7 @@ def test_a_broken_card_does_not_hide_the_others_from_the_list(toys: Toys) -> Non
     toys.card("whole")
     toys.card("torn")
     (toys.cards / "torn" / "README.md").write_text("---\nr1: {rows: poem}\n---\n")
-    names = {summary["name"]: summary["note"] for summary in map(cards._summary, cards.list_cards())}
+    names = {summary["name"]: summary["note"] for summary in map(card_table._summary, cards.list_cards())}
     assert "torn" in names["torn"]
     assert not names["whole"]
 
@@ -331,7 +332,7 @@ def test_a_broken_card_does_not_hide_the_others_from_the_list(toys: Toys) -> Non
 def test_listing_cards_imports_nothing_heavy() -> None:
     code = """
 import sys
-from pipeline.card import cards_table
+from pipeline.card_table import cards_table
 assert cards_table().row_count >= 3
 print(sorted({"torch", "transformers", "datasets", "pyarrow", "reasoning_gym"} & sys.modules.keys()))
 """

@@ -20,6 +20,7 @@ ORDER = [
     "artifact",
     "settings",
     "sources",
+    "card_block",
     "card",
     "stage",
     "stages",
@@ -39,6 +40,7 @@ ORDER = [
     "report",
     "model_card",
     "views",
+    "card_table",
     "flow",
     "cli",
 ]

@@ -1,0 +1,109 @@
+"""The `r1:` block in the front matter of a data card: what it may say, and reading it (form: `pipeline/card.py`)."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import CardError
+from pipeline.settings import did_you_mean
+
+Shape = Literal["problem", "demo", "preference", "text"]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hub(_Block):
+    """Where the source lies on the Hugging Face hub."""
+
+    id: str
+    revision: str = Field(pattern=r"^[0-9a-f]{7,40}$")
+    """A commit, never a branch: a branch moves."""
+    config: str | None = None
+    splits: tuple[str, ...] = ("train",)
+
+
+class Config(_Block):
+    """What differs in one config of a card; None means as in the card."""
+
+    rows: Shape | None = None
+    generator: bool = False
+    hub_config: str | None = None
+    mirror: dict[str, str] | None = None
+    constants: dict[str, str] = {}
+
+
+class Block(_Block):
+    """The `r1:` block of a card."""
+
+    version: int = 1
+    rows: Shape
+    generator: bool = False
+    package: str | None = None
+    """The Python package behind a generator; its installed version is part of the revision."""
+    hub: Hub | None = None
+    mirror: dict[str, str] = {}
+    columns: dict[str, str] = {}
+    constants: dict[str, str] = {}
+    holdout: dict[str, float] = {}
+    unique: bool = False
+    splits: tuple[str, ...] = ("train", "eval")
+    """The splits of a generator; a source's splits follow from `hub`, `mirror` and `holdout`."""
+    configs: dict[str, Config] = {}
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "Block":
+        if not (self.generator or self.hub or self.mirror):
+            raise ValueError("no source: give `generator: true`, `hub:` or `mirror:`")
+        shares = self.holdout.values()
+        if sum(shares) >= 1 or not all(share > 0 for share in shares):
+            raise ValueError("the shares of `holdout` must be above 0 and leave rows for train")
+        taken = {*self.mirror, *(self.hub.splits if self.hub else ())} & self.holdout.keys()
+        if taken:
+            raise ValueError(f"`holdout` makes {sorted(taken)}, which the source has already")
+        return self
+
+
+def licence_warnings(card: str, licence: str) -> tuple[str, ...]:
+    """What to know before using or publishing the data of `card`; manifests record the licence by the same words."""
+    if licence == "not stated":
+        return (f"card {card}: the source states no licence; ask its authors before publishing",)
+    if re.search(r"(^|-)nc(-|$)", licence):
+        return (f"card {card}: licence {licence} allows no commercial use",)
+    return ()
+
+
+def read_front_matter(readme: Path) -> dict[str, Any]:
+    """The front matter of a card; CardError if it is no YAML or has no `r1:` block."""
+    found = re.match(r"---\n(.*?)\n---\s*\n", readme.read_text(encoding="utf-8"), re.DOTALL)
+    try:
+        front = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError as error:
+        raise CardError(f"{readme}: its front matter is not YAML", str(error)) from error
+    if not isinstance(front, dict) or "r1" not in front:
+        raise CardError(f"{readme} has no `r1:` block in its front matter", "see pipeline/card.py for its form")
+    return front
+
+
+def read_block(readme: Path, block: Any) -> Block:
+    """The `r1:` block of a card; CardError with the place and the reason if it cannot be meant."""
+    try:
+        return Block.model_validate(block)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("r1", *first["loc"])))
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(str(first["loc"][-1]), _known_keys(first["loc"]))
+            raise CardError(f"card {readme.parent.name}: {where}: unknown key", hint) from error
+        raise CardError(f"card {readme.parent.name}: {where}: {what}", f"mend {readme}") from error
+
+
+def _known_keys(where: tuple[int | str, ...]) -> Iterable[str]:
+    owners: dict[int | str, type[BaseModel]] = {"hub": Hub, "configs": Config}
+    return (owners[where[0]] if len(where) > 1 else Block).model_fields
