@@ -242,7 +242,8 @@ def build_stage(name: str, kind: str, settings: Mapping[str, Any]) -> Stage:
                 f"{place}: {kind} has no setting '{word}'", hint=did_you_mean(word, STAGES[kind].model_fields)
             ) from None
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{place}: {message} (given: {first['input']!r})") from None
+        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"  # not the whole stage
+        raise ConfigError(f"{place}: {message}{given}") from None
 
 
 def _check_references(stages: Mapping[str, Stage]) -> None:

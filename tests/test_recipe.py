@@ -213,3 +213,8 @@ def test_mappings_merge_and_lists_are_replaced():
 
 def test_every_kind_of_stage_names_itself_and_what_it_makes():
     assert all(cls.kind == kind and cls.makes in KINDS for kind, cls in STAGES.items())
+
+
+def test_a_mistake_between_two_settings_is_told_without_the_whole_stage():
+    with pytest.raises(ConfigError, match=r"stages\.second_sft: shares must be above 0 and sum to 1, not 1\.1$"):
+        load_recipe("r1-full", "mini", args=["stages.second_sft.shares=[0.5,0.6]"])
