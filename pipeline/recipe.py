@@ -2,7 +2,7 @@
 
 A recipe says what (`configs/recipes/`), a scale says how big (`configs/scales/`). The most specific wins:
 
-    class default < configs/base.yaml (per kind) < scale (per kind) < recipe (per stage) < ARGS
+    class default < configs/base.yaml (per kind) < scale (per kind) < recipe < scale (per stage) < ARGS
 
 `load_recipe` resolves all of it, checks every reference, and computes the fingerprint of every stage from the
 configuration alone, so a plan needs no run. A `run:` or `path:` reference may lead to something that is not there yet:
@@ -27,7 +27,7 @@ from pipeline.stage import Stage, path_identity
 from stages import STAGES
 
 RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "stages"}
-SCALE_KEYS = {"description", "setup", "refs", "minutes", "extends"}
+SCALE_KEYS = {"description", "setup", "refs", "minutes", "extends", "stages"}
 DEFAULT_SCALE = "mini"
 MISSING = "missing:"  # stands in a fingerprint for content that is not there yet
 
@@ -44,6 +44,8 @@ class Scale(BaseModel):
     """What `scale:NAME` stands for."""
     minutes: dict[str, float] = {}
     """Stage name -> minutes it takes, for the plan; finished runs on this machine know better."""
+    stages: dict[str, dict[str, Any]] = {}
+    """Stage name -> settings at this scale, for the recipes that have such a stage."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
     """Resolves recipe x scale x ARGS; every mistake is a ConfigError or ReferenceError with one sentence."""
     sizes = _read("scales", scale)
     size = _scale(scale, sizes)
-    written = merged(_read("recipes", name), parse_assignments(args))
+    written = merged(_sized(_read("recipes", name), size), parse_assignments(args))
     per_kind = merged(_base(), {key: value for key, value in sizes.items() if key in STAGES})
     per_kind = merged(per_kind, {key: written.pop(key) for key in list(written) if key in STAGES})
     _known(written, RECIPE_KEYS | set(STAGES), f"recipe {name} and ARGS")
@@ -144,6 +146,12 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
     return recipe
 
 
+def _sized(recipe: dict[str, Any], size: Scale) -> dict[str, Any]:
+    """The recipe with what the scale says of its stages."""
+    sized = {name: size.stages[name] for name in recipe.get("stages") or {} if name in size.stages}
+    return merged(recipe, {"stages": sized}) if sized else recipe
+
+
 def default_run(recipe: str, scale: str) -> str:
     """The name of a run that was given none."""
     return f"{recipe}-{scale}"
@@ -166,16 +174,20 @@ def _read(folder: str, name: str) -> dict[str, Any]:
         raise ConfigError(f"there is no {word} '{name}'", hint=did_you_mean(name, names(folder)))
     own = read_yaml(path)
     parent = own.pop("extends", None)
-    return _extended(_read(folder, parent), own, str(path)) if parent else own
+    if not parent:
+        return own
+    extended = _extended if folder == "recipes" else merged
+    return extended(_read(folder, parent), own)
 
 
-def _extended(parent: dict[str, Any], own: dict[str, Any], where: str) -> dict[str, Any]:
+def _extended(parent: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """`own` over `parent`; a recipe that adds stages names all of them, so that their order can be read there."""
     before, after = parent.get("stages") or {}, own.get("stages") or {}
     both = merged(parent, own)
     if set(after) - set(before):
         if missing := [name for name in before if name not in after]:
-            raise ConfigError(f"{where} adds stages, so it must name all in order; {', '.join(missing)} is missing")
+            names = f"{', '.join(missing)} is missing"
+            raise ConfigError(f"a recipe that adds stages to the one it extends must name all in order; {names}")
         both["stages"] = {name: both["stages"][name] for name in after}
     return both
 

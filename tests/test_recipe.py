@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, PipelineError, ReferenceError
+from pipeline.places import CONFIGS
 from pipeline.plan import _without_common
-from pipeline.recipe import Scale, _at_scale, load_recipe
-from pipeline.settings import merged, parse_assignments, parse_yaml
+from pipeline.recipe import Scale, _at_scale, load_recipe, names
+from pipeline.settings import merged, parse_assignments, parse_yaml, read_yaml
 from stages import STAGES
 
 KINDS = ("checkpoint", "dataset", "metrics", "reward_model")
@@ -218,3 +219,21 @@ def test_every_kind_of_stage_names_itself_and_what_it_makes():
 def test_a_mistake_between_two_settings_is_told_without_the_whole_stage():
     with pytest.raises(ConfigError, match=r"stages\.second_sft: shares must be above 0 and sum to 1, not 1\.1$"):
         load_recipe("r1-full", "mini", args=["stages.second_sft.shares=[0.5,0.6]"])
+
+
+def test_a_scale_may_size_a_stage_by_name_and_args_still_win():
+    assert load_recipe("r1-full", "mini").stages["final_rl"].max_steps == 80
+    assert load_recipe("r1-full", "mini").stages["reasoning_rl"].max_steps == 45
+    assert load_recipe("r1-full", "mini", args=["stages.final_rl.max_steps=3"]).stages["final_rl"].max_steps == 3
+
+
+def test_every_stage_that_a_scale_names_is_in_some_recipe():
+    there = {
+        name
+        for recipe in names("recipes")
+        for name in read_yaml(CONFIGS / "recipes" / f"{recipe}.yaml").get("stages", {})
+    }
+    named = {
+        name for scale in names("scales") for name in read_yaml(CONFIGS / "scales" / f"{scale}.yaml").get("stages", {})
+    }
+    assert named and named <= there
