@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
-from pipeline.errors import EXIT_INTERRUPTED, ConfigError, Interrupted, PipelineError
+from pipeline.errors import EXIT_ERROR, EXIT_INTERRUPTED, ConfigError, Interrupted, PipelineError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +32,21 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return _disk_failed(error)
     return 0
+
+
+def _disk_failed(error: OSError) -> int:
+    """Says what is wrong with the disk of the runs; an error about any other file is a bug of ours."""
+    from pipeline.disk import LEAST_ROOM, failure, is_full
+    from pipeline.places import runs_folder
+
+    folder = runs_folder()
+    if not is_full(error) and not str(error.filename).startswith(str(folder)):
+        raise error
+    print(f"error: {failure(error, folder, LEAST_ROOM, 'the run')}", file=sys.stderr)
+    return EXIT_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,16 +143,19 @@ def _execute(recipe: Any, wanted: list[str], rebuild: Iterable[str], engine: str
     """Makes the wanted stages that are not done, then writes the report."""
     from pipeline.artifact import write_json
     from pipeline.console import console, progress_bars, show_done
+    from pipeline.lock import run_lock
     from pipeline.needs import require_there
     from pipeline.plan import DONE
     from pipeline.report import summary_line
-    from pipeline.runner import Watch, prepare, require_inputs, run_in_process, run_lock
+    from pipeline.runner import Watch, prepare, require_inputs, run_in_process
     from pipeline.views import write_views
 
     def make(name: str, watch: Watch) -> None:
         show_done(run_in_process(recipe, name, watch).manifest)
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     with run_lock(recipe.folder):
         lines = prepare(recipe, wanted, rebuild)
         _show_plan(recipe, lines, wanted)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import MANIFEST, damage, newest_checkpoint, read_json, step_of
+from pipeline.artifact import damage, is_whole, newest_checkpoint, read_json, read_manifest, step_of
 from pipeline.errors import ArtifactError, StaleError
 from pipeline.recipe import Recipe, identity
 
@@ -34,7 +34,7 @@ def _line(recipe: Recipe, name: str) -> Line:
     kind, folder = recipe.stages[name].kind, recipe.folder / name
     try:
         if folder.is_dir():
-            manifest = read_json(folder / MANIFEST)
+            manifest = read_manifest(folder)
             if wrong := damage(folder):
                 return Line(name, kind, DAMAGED, "; ".join(wrong[:3]))
             if difference := _difference(recipe, name, manifest):
@@ -55,8 +55,11 @@ def partial_folder(run_dir: Path, stage: str) -> Path:
 
 
 def _resume_point(partial: Path) -> str:
-    found = newest_checkpoint(partial / "checkpoints")
-    return f"at step {step_of(found)}" if found else "from its start"
+    if is_whole(partial):
+        return "at its end: only its name is missing"
+    found, torn = newest_checkpoint(partial / "checkpoints")
+    passed_over = "".join(f", passing over {path.name}: {why}" for path, why in torn.items())
+    return (f"at step {step_of(found)}" if found else "from its start") + passed_over
 
 
 def record_of(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Makes `rows/part-00000.parquet …`, and a `README.md` that is a Hugging Face da
 written last: a resume goes on after the last mark, and memory holds one shard however many there are.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.artifact import read_json, write_json
+from pipeline.durable import whole_file
 from pipeline.stage import Workdir
 
 Row = dict[str, Any]
@@ -68,14 +68,9 @@ def write_parquet(path: Path, batches: Iterable[Sequence[Row]], columns: Columns
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        with pq.ParquetWriter(file, schema) as writer:
-            for rows in batches:
-                writer.write_table(pa.Table.from_pylist(list(rows), schema))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with whole_file(path, "wb") as file, pq.ParquetWriter(file, schema) as writer:
+        for rows in batches:
+            writer.write_table(pa.Table.from_pylist(list(rows), schema))
 
 
 def storable(text: str) -> str:
