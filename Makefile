@@ -3,7 +3,7 @@
 #   SCALE=mini|smollm2-135m|…   how big        RUN=name       the run's folder in runs/
 #   ARGS="seed=7 grpo.max_steps=20"  settings  REBUILD=stage  make this stage and what rests on it again
 #   ENGINE=prefect|plain        with or without Prefect        RECIPE=r1-zero  for plan, stage and show
-#   FROM=stage UNTIL=stage      only this part of the recipe
+#   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1  for torture
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,6 +16,8 @@ REBUILD ?=
 STAGE ?=
 FROM ?=
 UNTIL ?=
+KILLS ?= 200
+SEED ?= 1
 
 RECIPES := $(notdir $(basename $(wildcard configs/recipes/*.yaml)))
 CHOICE = --scale $(SCALE) $(if $(RUN),--run $(RUN)) $(if $(ARGS),--args $(ARGS))
@@ -23,7 +25,7 @@ PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
-.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report cards golden test check
+.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report verify cards golden test torture check
 .PHONY: $(RECIPES) the-student
 
 help:  ## list the verbs
@@ -74,6 +76,9 @@ show: setup  ## the resolved configuration as YAML
 report: setup  ## write a run's report and model cards again: RUN=r1-zero-mini
 	$(R1) report $(or $(RUN),$(RECIPE)-$(SCALE))
 
+verify: setup  ## compare every finished file of a run with its checksum: RUN=r1-zero-mini
+	$(R1) verify $(or $(RUN),$(RECIPE)-$(SCALE))
+
 cards: setup  ## the data sets there are
 	$(R1) cards
 
@@ -82,6 +87,9 @@ golden: setup  ## write the resolved configurations in tests/golden again
 
 test: setup  ## the tests (under ten minutes on two cores)
 	@$(PY) -m pytest
+
+torture: setup  ## kill a small r1-full KILLS times (SEED) and compare every artifact with an unkilled run
+	@R1_RUNS=$(or $(R1_RUNS),runs/.torture) OMP_NUM_THREADS=1 $(PY) -m tests.torture --kills $(KILLS) --seed $(SEED)
 
 check: setup  ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

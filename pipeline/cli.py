@@ -3,6 +3,7 @@
     run RECIPE      make every stage that is not done        stage RECIPE NAME   make one stage
     plan RECIPE     what a run would do, and how long        show RECIPE         the resolved configuration
     report RUN      write the report and model cards again   cards               the data sets there are
+    verify RUN      compare every finished file with its checksum
 
 `--from STAGE` and `--until STAGE` keep `run` and `plan` to a part of the recipe.
 Exit codes: 0 done, 2 something the user can mend (one sentence and a hint), 75 interrupted and resumable.
@@ -16,7 +17,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
-from pipeline.errors import EXIT_ERROR, EXIT_INTERRUPTED, ConfigError, Interrupted, PipelineError
+from pipeline.errors import EXIT_ERROR, EXIT_INTERRUPTED, ArtifactError, ConfigError, Interrupted, PipelineError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,9 +72,13 @@ def _parser() -> argparse.ArgumentParser:
                 "--rebuild", action="append", default=[], help="make this stage and what rests on it again"
             )
             verb.add_argument("--engine", default=os.environ.get("ENGINE") or "prefect", help="prefect or plain")
-    report = verbs.add_parser("report", help="write a run's report and model cards again")
-    report.add_argument("run")
-    report.set_defaults(verb=_report)
+    for name, function, meaning in (
+        ("report", _report, "write a run's report and model cards again"),
+        ("verify", _verify, "compare every finished file of a run with its checksum"),
+    ):
+        verb = verbs.add_parser(name, help=meaning, description=meaning)
+        verb.add_argument("run")
+        verb.set_defaults(verb=function)
     verbs.add_parser("cards", help="the data sets there are").set_defaults(verb=_cards)
     worker = verbs.add_parser("_stage")
     worker.add_argument("run_dir")
@@ -205,6 +210,22 @@ def _report(arguments: argparse.Namespace) -> None:
     folder = runs_folder() / arguments.run
     write_views(folder)
     print(summary_line(folder))
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from pipeline.console import show_verified
+    from pipeline.places import runs_folder
+    from pipeline.recipe import read_run
+    from pipeline.verify import verify
+
+    read_run(arguments.run)
+    damaged = []
+    for found in verify(runs_folder() / arguments.run):
+        show_verified(found)
+        damaged += [found.stage] if found.damage else []
+    if damaged:
+        hint = f"REBUILD={damaged[0]} makes it and what rests on it again; the damaged folder is kept aside"
+        raise ArtifactError(f"run '{arguments.run}' is damaged in {', '.join(damaged)}", hint=hint)
 
 
 def _cards(arguments: argparse.Namespace) -> None:

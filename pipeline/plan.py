@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import damage, is_whole, newest_checkpoint, read_json, read_manifest, step_of
+from pipeline.artifact import MANIFEST, damage, is_whole, newest_checkpoint, read_json, read_manifest, step_of
 from pipeline.errors import ArtifactError, StaleError
 from pipeline.recipe import Recipe, identity
 
@@ -41,7 +41,7 @@ def _line(recipe: Recipe, name: str) -> Line:
                 return Line(name, kind, STALE, difference)
             return Line(name, kind, DONE, seconds=manifest.get("seconds"))
         if (partial := partial_folder(recipe.folder, name)).is_dir():
-            if difference := _difference(recipe, name, read_json(partial / STAMP)):
+            if difference := _difference(recipe, name, read_stamp(partial)):
                 return Line(name, kind, TO_DO, f"its unfinished work is for other settings: {difference}")
             return Line(name, kind, RESUME, _resume_point(partial))
     except ArtifactError as error:
@@ -52,6 +52,12 @@ def _line(recipe: Recipe, name: str) -> Line:
 def partial_folder(run_dir: Path, stage: str) -> Path:
     """Where a stage works until its artifact is whole."""
     return run_dir / f"{stage}.partial"
+
+
+def read_stamp(partial: Path) -> dict[str, Any]:
+    """What a partial folder is to become; ArtifactError when it does not say."""
+    is_named = (partial / STAMP).exists()  # else it was killed while it got its final name: the manifest has it too
+    return dict(read_json(partial / (STAMP if is_named else MANIFEST)))
 
 
 def _resume_point(partial: Path) -> str:

@@ -32,7 +32,7 @@ from pipeline.errors import (
     ReferenceError,
     StageFailed,
 )
-from pipeline.plan import STAMP, Line, make_plan, partial_folder, record_of, require_fresh
+from pipeline.plan import STAMP, Line, make_plan, partial_folder, read_stamp, record_of, require_fresh
 from pipeline.recipe import Recipe
 from pipeline.settings import did_you_mean
 from pipeline.stage import Inputs
@@ -112,7 +112,7 @@ def _prepare_partial(recipe: Recipe, name: str) -> Path:
     partial, stamp = partial_folder(recipe.folder, name), record_of(recipe, name)
     if partial.is_dir() and not all(map(is_temporary, partial.iterdir())):
         with suppress(ArtifactError):
-            if read_json(partial / STAMP)["fingerprint"] == stamp["fingerprint"]:
+            if read_stamp(partial)["fingerprint"] == stamp["fingerprint"]:
                 (partial / "error.json").unlink(missing_ok=True)
                 return partial
         set_aside(partial)

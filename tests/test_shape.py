@@ -30,6 +30,7 @@ ORDER = [
     "recipe",
     "needs",
     "plan",
+    "verify",
     "provenance",
     "estimates",
     "runner",
