@@ -156,7 +156,7 @@ def _execute(recipe: Any, wanted: list[str], rebuild: Iterable[str], engine: str
     from pipeline.views import write_views
 
     def make(name: str, watch: Watch) -> None:
-        show_done(run_in_process(recipe, name, watch).manifest)
+        show_done(run_in_process(recipe, name, watch, console.print).manifest)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup

@@ -13,7 +13,10 @@ HARDLY_ANY = 2**20
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What safetensors (Rust) and torch (C++) say instead of raising an OSError.
-_FULL_WORDS = ("no space left on device", "os error 28", "disk quota exceeded", "pytorchstreamwriter failed writing")
+_FULL_WORDS = (
+    *("no space left on device", "os error 28", "disk quota exceeded"),
+    *("pytorchstreamwriter failed writing", "unexpected pos"),
+)
 _ELSEWHERE = "or keep the runs on another disk with R1_RUNS=FOLDER; the same command resumes"
 
 

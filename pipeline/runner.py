@@ -73,15 +73,15 @@ def require_inputs(recipe: Recipe, todo: Iterable[str], done: Iterable[str]) -> 
         there.add(name)
 
 
-def run_in_process(recipe: Recipe, name: str, watch: Watch) -> Artifact:
+def run_in_process(recipe: Recipe, name: str, watch: Watch, say: Callable[[str], None]) -> Artifact:
     """One stage in its own process group; returns its artifact or raises what went wrong in it.
 
     A stage that runs out of memory goes on once more from its last checkpoint, with half the token budget.
     """
     try:
         return _run_once(recipe, name, watch)
-    except OutOfMemory:
-        watch(name, {"step": 0, "total": 1, "note": "out of memory: once more with half the token budget"})
+    except OutOfMemory as error:
+        say(f"{error.message}; once more with half the token budget")
     return _run_once(recipe, name, watch, {"R1_TOKEN_SHARE": "0.5"})
 
 
