@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from pipeline import flow
@@ -57,4 +58,29 @@ def test_prefect_shows_every_stage_and_a_killed_run_leaves_no_server_behind(toy)
     run.wait()
     time.sleep(2)
     assert not processes_with(str(toy))
+    assert not processes_with("prefect.server.api.server")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "hangs"])
+def test_a_server_that_dies_or_hangs_in_the_middle_delays_a_run_and_loses_nothing(toy, trouble):
+    slow = ["--args", "stages.data.pause_s=0.1", "stages.data.n=30"]
+    command = [sys.executable, TOY_CLI, "run", "toy", "--engine", "prefect", *slow]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    progress = toy / "runs/toy-mini/data.partial/progress.json"
+    while not progress.exists() and run.poll() is None:
+        time.sleep(0.1)
+    [server] = [child for child in psutil.Process(run.pid).children() if "uvicorn" in " ".join(child.cmdline())]
+    server.send_signal(trouble)
+    began = time.monotonic()
+    try:
+        said, _ = run.communicate(timeout=280)
+    finally:
+        run.kill()
+        if server.is_running():
+            server.kill()
+    print(trouble, time.monotonic() - began, said)
+    assert run.returncode == 0, said
+    assert "going on without it" in said
+    assert load(toy / "runs/toy-mini/eval_model", deep=True)
     assert not processes_with("prefect.server.api.server")
