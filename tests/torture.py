@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from pipeline.artifact import load, read_json, write_json
 from pipeline.places import ROOT, runs_folder
@@ -61,26 +61,30 @@ class Campaign(BaseModel):
     seed: int
     until: str
     sizes: tuple[str, ...] = SIZES
-    whole_s: float = 0.0
-    """Seconds of the undisturbed run."""
+    seconds_a_stage: float = 0.0
+    """Of the undisturbed run, on average."""
     seconds: float = 0.0
     """Seconds of all rounds."""
     rounds: int = 0
     kills: list[Kill] = []
     differences: list[str] = []
-    environment: dict[str, Any] = {}
+    environment: dict[str, Any] = Field(default_factory=environment)
 
 
 def run(campaign: Campaign, result: Path) -> bool:
-    """Rounds until there are enough kills; True if everything was identical."""
-    whole = runs_folder() / f"torture-whole-{campaign.until}"
-    stages = load_recipe("r1-full", "mini", whole.name, campaign.sizes).between(None, campaign.until)
-    if not campaign.whole_s:
+    """Rounds until there are enough kills; True if everything was identical.
+
+    All runs are made in one place, one after the other: an adapter names the folder of the model below it.
+    """
+    folder, whole = runs_folder() / "torture", runs_folder() / f"torture-whole-{campaign.until}"
+    stages = load_recipe("r1-full", "mini", folder.name, campaign.sizes).between(None, campaign.until)
+    if not whole.is_dir():
         began = time.monotonic()
-        attempt(campaign, whole, {})
-        campaign.whole_s, campaign.environment = time.monotonic() - began, environment()
+        attempt(campaign, folder, {})
+        campaign.seconds_a_stage = (time.monotonic() - began) / len(stages)
+        write_json(result, campaign.model_dump())
+        folder.rename(whole)
     while len(campaign.kills) < campaign.wanted and not campaign.differences:
-        folder = runs_folder() / f"torture-{campaign.seed}-{campaign.rounds}"
         make(campaign, folder, stages, result)
         campaign.differences = [said for name in stages for said in different(whole / name, folder / name)]
         campaign.rounds += 1
@@ -111,8 +115,8 @@ def make(campaign: Campaign, folder: Path, stages: list[str], result: Path) -> N
 def attack(campaign: Campaign, folder: Path, stage: str) -> str | None:
     """One attempt to finish the run and a kill; says how it was killed, or None if it finished first."""
     number = len(campaign.kills)
-    draw = random.Random(f"{campaign.seed} {number} {folder.name}")
-    window_s = 1.5 * campaign.whole_s / max(1, len(list(runs_folder().glob(f"torture-whole-{campaign.until}/*/"))))
+    draw = random.Random(f"{campaign.seed} {number}")
+    window_s = 1.5 * campaign.seconds_a_stage
     if number % 2 == 0:
         return attempt(campaign, folder, {}, draw.uniform(0, window_s), draw.choice(VICTIMS))
     tried = Counter(kill.how.partition(":")[0] for kill in campaign.kills if kill.stage == stage)
