@@ -8,14 +8,18 @@ even if the machine lost power a moment later. `seal` and `is_whole` do the same
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.durable import MANIFEST, fsync, is_temporary, rename, whole_file
 from pipeline.errors import ArtifactError
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 SMALL = 2**20
@@ -53,6 +57,27 @@ def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all."""
     with whole_file(path) as file:
         json.dump(value, file, indent=1, ensure_ascii=False, default=str)
+
+
+def write_checked(path: Path, value: Any) -> None:
+    """Writes JSON with its own checksum, for `read_checked`."""
+    write_json(path, {"sha256": _json_sha256(value), "value": value})
+
+
+def read_checked(path: Path) -> Any:
+    """What `write_checked` wrote; None when it is not there, torn or changed (then with a word in the log)."""
+    if not path.exists():
+        return None
+    with suppress(ArtifactError, KeyError, TypeError):
+        found = read_json(path)
+        if found["sha256"] == _json_sha256(found["value"]):
+            return found["value"]
+    _log.warning("%s is passed over: it is torn or has changed", path.name)
+    return None
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def seal(folder: Path, record: dict[str, Any] | None = None, scratch: Collection[str] = ()) -> None:

@@ -61,7 +61,7 @@ class Campaign(BaseModel):
     seed: int
     until: str
     sizes: tuple[str, ...] = SIZES
-    seconds_a_stage: float = 0.0
+    seconds_a_stage: float = 10.0
     """Of the undisturbed run, on average."""
     seconds: float = 0.0
     """Seconds of all rounds."""
