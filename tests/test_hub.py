@@ -100,7 +100,7 @@ def hub(toy_model: Path, request: pytest.FixtureRequest) -> Iterator[ToyHub]:
         yield server
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("hub", [2], indirect=True)
 def test_a_download_that_breaks_off_is_tried_again_and_ends_whole(hub: ToyHub, toy_model: Path, tmp_path: Path) -> None:
     said = load_from(hub, tmp_path)
@@ -109,7 +109,7 @@ def test_a_download_that_breaks_off_is_tried_again_and_ends_whole(hub: ToyHub, t
     assert hub.num_tries == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("hub", [10**6], indirect=True)
 def test_a_hub_that_never_gets_to_the_end_is_tried_again_and_then_a_sentence(hub: ToyHub, tmp_path: Path) -> None:
     said = load_from(hub, tmp_path)

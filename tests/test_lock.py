@@ -54,6 +54,19 @@ def test_a_killed_run_is_free_at_once_and_its_stage_is_waited_for(toy, r1, at_wo
     assert not processes_with(str(toy))
 
 
+def test_a_stage_that_a_killed_runner_left_does_not_write_into_the_work_of_the_next_run(toy, r1):
+    left = [sys.executable, TOY_CLI, "run", "toy", "--args", "stages.data.trouble=deaf", "stages.data.n=40"]
+    run = subprocess.Popen([*left, "stages.data.pause_s=0.1"], start_new_session=True)
+    while not (toy / "runs/toy-mini/data.partial/late.txt").exists():
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
+    code, _ = r1("run", "toy", "--rebuild", "data", "--args", "stages.data.n=10", "stages.data.pause_s=0.1")
+    assert code == 0
+    assert set(load(toy / "runs/toy-mini/data").manifest["files"]) == {"rows.jsonl", "tries"}
+    assert load(toy / "runs/toy-mini/data").manifest["metrics"] == {"rows": 10}
+
+
 def test_two_different_runs_side_by_side_do_not_disturb_each_other(toy, r1, at_work):
     assert r1("run", "toy", "--run", "other")[0] == 0
     assert at_work.poll() is None

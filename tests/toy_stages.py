@@ -35,8 +35,12 @@ class Count(Stage):
             _jump(float(self.trouble.partition(" ")[2]))
         if self.trouble == "killed" and len(tries.read_text()) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.trouble == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for step in range(self.n):
             work.progress(step + 1, self.n, "counting")
+            if self.trouble == "deaf":
+                (work.path / "late.txt").write_text(str(step))
             time.sleep(self.pause_s)
         work.write_jsonl("rows.jsonl", ({"number": str(i + 1)} for i in range(self.n)))
         return {"rows": self.n}
