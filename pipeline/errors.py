@@ -66,6 +66,9 @@ class ResourceError(PipelineError):
 class OutOfMemory(ResourceError):
     """A stage wants more memory than there is."""
 
+    def __init__(self, message: str, hint: str = "set a smaller token_budget, or gradient_checkpointing: true") -> None:
+        super().__init__(message, hint)
+
 
 class StaleError(PipelineError):
     """A finished stage no longer matches what is asked."""

@@ -57,7 +57,8 @@ def partial_folder(run_dir: Path, stage: str) -> Path:
 def read_stamp(partial: Path) -> dict[str, Any]:
     """What a partial folder is to become; ArtifactError when it does not say."""
     is_named = (partial / STAMP).exists()  # else it was killed while it got its final name: the manifest has it too
-    return dict(read_json(partial / (STAMP if is_named else MANIFEST)))
+    stamp = read_json(partial / (STAMP if is_named else MANIFEST))
+    return stamp if isinstance(stamp, dict) else {}
 
 
 def _resume_point(partial: Path) -> str:

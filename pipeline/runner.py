@@ -39,7 +39,6 @@ from pipeline.stage import Inputs
 
 WORKER = [sys.executable, "-m", "pipeline", "_stage"]
 GRACE_S = 60.0
-MEMORY_HINT = "set a smaller token_budget, gradient_checkpointing: true, or a smaller model"
 _ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+")
 
 Watch = Callable[[str, dict[str, Any]], None]  # (stage, content of progress.json) -> None
@@ -101,7 +100,7 @@ def _run_once(recipe: Recipe, name: str, watch: Watch, settings: Mapping[str, st
     finally:
         _sweep(child.pid)
     if child.returncode == -signal.SIGKILL and _killed_for_memory() > num_killed:
-        raise OutOfMemory(f"stage {name}: the kernel ended it, the machine ran out of memory", hint=MEMORY_HINT)
+        raise OutOfMemory(f"stage {name}: the kernel ended it, the machine ran out of memory")
     if child.returncode:
         raise _failure(recipe, name, child.returncode, _since(log, begins))
     return load(recipe.folder / name)
@@ -112,7 +111,7 @@ def _prepare_partial(recipe: Recipe, name: str) -> Path:
     partial, stamp = partial_folder(recipe.folder, name), record_of(recipe, name)
     if partial.is_dir() and not all(map(is_temporary, partial.iterdir())):
         with suppress(ArtifactError):
-            if read_stamp(partial)["fingerprint"] == stamp["fingerprint"]:
+            if read_stamp(partial).get("fingerprint") == stamp["fingerprint"]:
                 (partial / "error.json").unlink(missing_ok=True)
                 return partial
         set_aside(partial)

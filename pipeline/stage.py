@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import card
 from pipeline.artifact import load, sha256, write_json
 from pipeline.card import Row
-from pipeline.durable import whole_file
+from pipeline.durable import fsync, whole_file
 from pipeline.errors import DataError, ReferenceError
 from pipeline.places import ROOT, runs_folder
 from pipeline.refs import Ref, Wants
@@ -223,6 +223,11 @@ class Workdir:
         """Appends one row of the training curves."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def flush(self) -> None:
+        """The curves so far are on disk: they must not end before a checkpoint does."""
+        if self.metrics_file.exists():
+            fsync(self.metrics_file)
 
     def rewind(self, step: int) -> None:
         """Cuts the curves back to `step`, the checkpoint that training goes on from."""

@@ -73,8 +73,7 @@ def _sentence(error: Exception, partial: Path) -> PipelineError | None:
     if isinstance(error, PipelineError):
         return error
     if any(words in f"{type(error).__name__}: {error}" for words in _NO_MEMORY):
-        hint = "set a smaller token_budget, gradient_checkpointing: true, or a smaller model"
-        return OutOfMemory("the machine ran out of memory", hint=hint)
+        return OutOfMemory("the machine ran out of memory")
     return disk.failure(error, partial.parent, disk.bytes_in(partial), f"stage {partial.stem}")
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.torture import Campaign, different, run, table
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_kills_from_the_first_measurement_to_the_cold_start_change_no_byte(tmp_path, monkeypatch):
     monkeypatch.setenv("R1_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

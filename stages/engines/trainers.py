@@ -109,6 +109,7 @@ class PipelineTrainer:
         with checkpoints.in_the_making(folder, self.kept_step):
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             self.save_extra(folder)
+            self.work.flush()
 
     @property
     def kept_step(self) -> int | None:
