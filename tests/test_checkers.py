@@ -105,7 +105,7 @@ def test_check_many_keeps_order_and_asks_a_repeated_question_once(monkeypatch: p
 
     def toy_ask_many(questions: list[sandbox.Question]) -> list[str]:
         asked.extend(questions)
-        return ["right" if "3" in answer else "wrong" for _, _, answer in questions]
+        return ["right" if "3" in question.answer else "wrong" for question in questions]
 
     monkeypatch.setattr("stages.rewards.checkers.ask_many", toy_ask_many)
     problem = make_problem("math", r"\sqrt{300} + q")
@@ -219,7 +219,7 @@ def run_caller(body: str, *, wait: bool) -> subprocess.Popen[str]:
     """A program that asks one question, prints its children, and goes on with `body`."""
     code = (
         "import os, sys, time\nfrom stages.rewards import sandbox\n"
-        "print(*sandbox.ask_many([('math', 'b+a', 'a+b')] * 4))\n"
+        "print(*sandbox.ask_many([sandbox.Question('math', 'b+a', 'a+b')] * 4))\n"
         f"print(*[worker.process.pid for worker in sandbox._workers], flush=True)\n{body}\n"
     )
     # From stdin on purpose: a caller without a file, which multiprocessing could not start children for.
@@ -270,7 +270,7 @@ def test_no_child_is_left_when_the_caller_ends() -> None:
 def test_no_child_is_left_when_the_caller_is_killed_in_the_middle_of_a_question(
     kill_signal: signal.Signals,
 ) -> None:
-    process = run_caller(f"sandbox.ask_many([('math', *{HANGING!r})])", wait=False)
+    process = run_caller(f"sandbox.ask_many([sandbox.Question('math', *{HANGING!r})])", wait=False)
     children = read_children(process)
     time.sleep(0.3)
     process.send_signal(kill_signal)
@@ -282,15 +282,15 @@ def test_no_child_is_left_when_the_caller_is_killed_in_the_middle_of_a_question(
 @needs_proc
 def test_a_caller_with_torch_loaded_gets_the_same_verdicts() -> None:
     pytest.importorskip("torch")
-    process = run_caller("import torch; print(*sandbox.ask_many([('math', 'd+c', 'c+d')]))", wait=True)
+    process = run_caller("import torch; print(*sandbox.ask_many([sandbox.Question('math', 'd+c', 'c+d')]))", wait=True)
     assert_gone(read_children(process))
     assert process.stdout and process.stdout.read().split() == ["right"]
 
 
 FORK = """
 import os
-from stages.rewards.sandbox import ask_many
-question = ("math", "b+a", "a+b")
+from stages.rewards.sandbox import Question, ask_many
+question = Question("math", "b+a", "a+b")
 assert ask_many([question]) == ["right"]
 copy = os.fork()
 if copy == 0:
@@ -314,7 +314,9 @@ def test_on_500_real_answers_we_agree_with_math_verify(name: str, yardstick: int
         pytest.skip(f"REAL DATA MISSING: {path}; set R1_DATA to the folder with answer_pairs/")
     rows = json.loads(path.read_text())
     verdicts = check_many([(parse(row["prediction"]).answer, make_problem("math", row["answer"])) for row in rows])
-    theirs = sandbox.ask_many([("math", row["answer"], parse(row["prediction"]).answer or "") for row in rows])
+    theirs = sandbox.ask_many(
+        [sandbox.Question("math", row["answer"], parse(row["prediction"]).answer or "") for row in rows]
+    )
     for row, ours, library in zip(rows, verdicts, theirs, strict=True):
         if ours != library:
             print(f"ours {ours}, math-verify {library}: gold {row['answer']!r}, answer {row['prediction']!r}")
