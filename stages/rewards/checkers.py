@@ -29,7 +29,7 @@ from typing import Any
 from pipeline.errors import DataError
 from stages.chat import Response, has_tags
 from stages.language import count_words
-from stages.rewards import countdown, math_answer
+from stages.rewards import countdown, math_answer, numeric
 from stages.rewards.sandbox import Question, ask_many
 
 
@@ -50,6 +50,10 @@ Checker = Callable[[str, Mapping[str, str]], Verdict | Question]
 """An answer ("" = none) and a problem row to a verdict, or to a question for a child process. Pure, fast,
 never raises.
 """
+
+QUICK_LOOK_S, LONG_LOOK_S = 0.2, 2.0
+"""CPU seconds for math-verify; the long look is for answers that our own reader finds equal in value. Of 1,230 real
+answers that came so far, the slowest took 0.08 s without and 0.16 s with such a value."""
 
 MAX_CHARS = 20_000
 _MAX_KNOWN = 100_000
@@ -123,8 +127,10 @@ def check_math(answer: str, problem: Mapping[str, str]) -> Verdict | Question:
     is_right = math_answer.decide(answer, gold, problem["prompt"])
     reference = math_answer.clean(gold)
     if is_right is None:
-        return Question("math", reference, math_answer.clean(answer))
-    if is_right or math_answer.needs_no_library(reference):
+        text = math_answer.clean(answer)
+        patience = LONG_LOOK_S if numeric.same_value(text, reference) else QUICK_LOOK_S
+        return Question("math", reference, text, patience)
+    if is_right or math_answer.needs_no_library(reference) or numeric.same_value(reference, reference):
         return _verdict(is_right)
     return Question("math", reference, "")  # a wrong answer, but the gold may be unusable: the library knows
 

@@ -9,8 +9,8 @@ The rules, in order:
    here can take long. A unit may be left out or, if the gold has none, added; two different units are wrong.
    A percent sign changes the value, so it may be added only if the question speaks of percent.
 2. When the gold is a word or a letter (Evelyn, (C)), the answer must be that word. Letters keep their case.
-3. Otherwise the answer must look evaluated (`is_evaluated`). Equal text is right; for the rest math-verify
-   decides.
+3. Otherwise the answer must look evaluated (`is_evaluated`). Equal text is right; another value at random points
+   (`numeric.py`) is wrong; for the rest math-verify decides. So what is paid for has two readers who agree.
 
 Paper: DeepSeek-R1, section 2.2.2. How we differ from math-verify alone: no equations (it pays `0=42` for 42),
 no sums, integrals, binomials or factorials to be worked out by the judge, exact decimals (it rounds to six
@@ -25,6 +25,7 @@ from functools import lru_cache
 from math import gcd
 
 from stages import chat
+from stages.rewards import numeric
 
 MAX_CHARS = 400
 MAX_DIGITS = 50
@@ -107,7 +108,9 @@ def decide(answer: str, gold: str, prompt: str) -> bool | None:
         return _word(text) == word
     if not is_evaluated(text, reference):
         return False
-    return True if _squeeze(text) == _squeeze(reference) else None
+    if _squeeze(text) == _squeeze(reference):
+        return True
+    return False if numeric.same_value(text, reference) is False else None
 
 
 def canonical(answer: str) -> str:

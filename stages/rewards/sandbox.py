@@ -122,7 +122,7 @@ def _ask(question: Question) -> str:
             return reply["verdict"]
         elif reply["ended"] == "time":
             break
-    return "cannot_tell"
+    return "cannot_tell" if question.answer else "gold_unusable"  # no answer takes no time: it was the gold
 
 
 def _current_worker(what: str) -> _Worker:

@@ -28,8 +28,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
+GOLD_LIMIT_S = 2.0  # of CPU time; the limit for an answer comes with the question
 WALL_LIMIT_S = 30.0
 MEMORY_LIMIT_BYTES = 2**30
 QUESTIONS_PER_COPY = 2000  # then a fresh one: the parser's tables only ever grow
@@ -45,12 +46,27 @@ _EVAL_CALLS = frozenset(_EVAL_NAMES.split())
 
 TIME_IS_UP = (signal.SIGPROF, signal.SIGALRM)
 
-Judge = Callable[[str, str], str]
+
+class Judge(NamedTuple):
+    """How to judge: read the gold answer (None: it can not be used), then compare an answer with what was read."""
+
+    read_gold: Callable[[str], Any]
+    compare: Callable[[Any, str], str]
 
 
 # Each shape once, so that the parser's tables are filled before the first copy is made.
-WARM_UP = (r"\frac{1}{2}x^2+\sqrt{3}", r"(-\infty, 3]\cup\{1,2\}", r"2\sin x + \log_2 3 - e^{i\pi}", r"x = 3 \text{ or } 4")
-WARM_UP += (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\left[2, \frac{5}{3}\right)", r"n(n+1)(2n-1)^{-2}/6", "x<3")
+WARM_UP = (
+    r"\frac{1}{2}x^2+\sqrt{3}",
+    r"(-\infty, 3]\cup\{1,2\}",
+    r"2\sin x + \log_2 3 - e^{i\pi}",
+    r"x = 3 \text{ or } 4",
+    r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+    r"\left[2, \frac{5}{3}\right)",
+    r"n(n+1)(2n-1)^{-2}/6",
+    r"\left( 3, \frac{5\pi}{2} \right)",
+    r"-17\sqrt{32} + |y|",
+    "x<3",
+)
 
 
 def load_math() -> Judge:
@@ -58,6 +74,7 @@ def load_math() -> Judge:
     import logging
 
     from math_verify import parse, verify
+    from sympy import Expr
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
@@ -66,22 +83,23 @@ def load_math() -> Judge:
         return list(parse(rf"\boxed{{{text}}}", parsing_timeout=None))
 
     @functools.lru_cache(maxsize=1024)
-    def usable(gold: str) -> list[Any]:
+    def read_gold(gold: str) -> list[Any] | None:
         golds = expressions(gold)
-        return golds if golds and verify(golds, golds, timeout_seconds=None) else []
+        return golds if golds and verify(golds, golds, timeout_seconds=None) else None
 
-    def judge(gold: str, answer: str) -> str:
-        golds = usable(gold)
-        if not golds:
-            return "gold_unusable"
+    def is_zero(gold: Any, found: Any) -> bool:
+        """Equal after multiplying out, which math-verify would find too, by simplifying for ten times as long."""
+        return isinstance(gold, Expr) and isinstance(found, Expr) and (gold - found).expand() == 0
+
+    def compare(golds: list[Any], answer: str) -> str:
         found = expressions(answer) if answer else []
-        if found and verify(golds, found, timeout_seconds=None):
+        if found and (is_zero(golds[0], found[0]) or verify(golds, found, timeout_seconds=None)):
             return "right"
         return "cannot_tell" if answer and all(isinstance(one, str) for one in found) else "wrong"
 
     for text in WARM_UP:
-        judge(text, text)
-    return judge
+        compare(read_gold(text) or [], text)
+    return Judge(read_gold, compare)
 
 
 def load_reasoning_gym() -> Judge:
@@ -99,20 +117,17 @@ def load_reasoning_gym() -> Judge:
             return False
 
     @functools.lru_cache(maxsize=1024)
-    def usable(text: str) -> dict[str, Any] | None:
+    def read_gold(text: str) -> dict[str, Any] | None:
         gold = json.loads(text)
         if gold["task"] not in reasoning_gym.factory.DATASETS:
             return None
         own = gold["entry"].get("answer")
         return gold if (own is None or is_paid(own, gold)) and not is_paid(NONSENSE, gold) else None
 
-    def judge(gold: str, answer: str) -> str:
-        fields = usable(gold)
-        if fields is None:
-            return "gold_unusable"
-        return "right" if is_paid(answer, fields) else "wrong"
+    def compare(gold: dict[str, Any], answer: str) -> str:
+        return "right" if is_paid(answer, gold) else "wrong"
 
-    return judge
+    return Judge(read_gold, compare)
 
 
 @contextlib.contextmanager
@@ -147,8 +162,11 @@ JUDGES: dict[str, Callable[[], Judge]] = {"math": load_math, "reasoning_gym": lo
 def verdict_on(judge: Judge, gold: str, answer: str, cpu_limit_s: float) -> str:
     """One verdict. What a library raises about a text is `cannot_tell`."""
     try:
-        with time_limit(cpu_limit_s), arithmetic_eval():
-            return judge(gold, answer)
+        with arithmetic_eval():
+            with time_limit(GOLD_LIMIT_S):
+                known = judge.read_gold(gold)
+            with time_limit(cpu_limit_s):
+                return "gold_unusable" if known is None else judge.compare(known, answer)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # what is left of the heap is not to be trusted
     except Exception:
