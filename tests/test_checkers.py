@@ -19,12 +19,12 @@ from pipeline.errors import DataError
 from stages.chat import parse
 from stages.rewards import sandbox
 from stages.rewards.checkers import CHECKERS, Verdict, answer_text, canonical, check, check_many
-from stages.rewards.math_answer import clean, read_number
+from stages.rewards.math_answer import MAX_DIGITS, clean, read_number
 from tests.hostile_completions import ROWS, Row
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("R1_DATA", ROOT.parent / "shared" / "data"))
-HANGING = (r"x+y", "(x+y+z+w)^{60}")  # passes our rules, keeps sympy busy for minutes
+HANGING = (r"x+y", "|(x+y+z+w)^{60}|")  # passes our rules, keeps sympy busy for minutes
 
 
 NUMBERISH = st.text(st.sampled_from("0123456789.,+-/ $%\\{}^e×万m"), max_size=24)
@@ -86,6 +86,25 @@ def test_a_gold_answer_verifies_against_itself_and_not_against_a_part_of_it(gold
 def test_a_gold_answer_that_means_nothing_is_never_paid_for(gold: str) -> None:
     assert check("1", make_problem("math", gold)) in (Verdict.gold_unusable, Verdict.wrong)
     assert check(None, make_problem("math", gold)) in (Verdict.gold_unusable, Verdict.wrong)
+
+
+@pytest.mark.parametrize("answer", [r"12 \frac{3}{5}", r"12\frac{3}{5}", "12 3/5", "12.6", r"\frac{63}{5}"])
+def test_a_mixed_number_may_be_set_in_any_way(answer: str) -> None:
+    assert check(answer, make_problem("math", r"12\frac{3}{5}")) is Verdict.right
+
+
+@pytest.mark.parametrize(("answer", "gold"), [("20000/pi", r"\frac{20000}{\pi}"), ("8π", r"8\pi"), ("pi", r"\pi")])
+def test_pi_may_be_written_as_a_word_or_a_letter(answer: str, gold: str) -> None:
+    assert check(answer, make_problem("math", gold)) is Verdict.right
+
+
+@pytest.mark.parametrize("answer", [r"\frac*sqrt(3)3", r"\beginpmatrix1/5\\-18/5\endpmatrix", r"\frac{1"])
+def test_an_answer_that_cannot_be_read_is_told_apart_from_a_wrong_one(answer: str) -> None:
+    assert check(answer, make_problem("math", r"\frac{\sqrt{3}}{3}")) is Verdict.cannot_tell
+
+
+def test_a_gold_answer_that_takes_too_long_to_read_is_unusable() -> None:
+    assert check(None, make_problem("math", r"\binom{1000000000}{500000000}")) is Verdict.gold_unusable
 
 
 def test_an_unknown_checker_is_an_error_of_the_data() -> None:
@@ -160,7 +179,7 @@ def test_no_text_makes_a_fast_path_raise(text: str, checker: str) -> None:
 @given(text=NUMBERISH)
 def test_reading_a_number_is_stable_and_exact(text: str) -> None:
     number = read_number(clean(text))
-    if number:
+    if number and len(f"{number.value}") <= MAX_DIGITS:
         again = read_number(f"{number.value}")
         assert again and again.value == number.value
 
@@ -307,22 +326,15 @@ def test_a_forked_copy_of_the_caller_starts_children_of_its_own() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "yardstick"), [("qwen3", 298), ("gpt", 471)])
-def test_on_500_real_answers_we_agree_with_math_verify(name: str, yardstick: int) -> None:
+@pytest.mark.parametrize(("name", "num_right", "num_unreadable"), [("qwen3", 298, 0), ("gpt", 481, 12)])
+def test_500_real_answers_get_the_verdicts_of_the_audit(name: str, num_right: int, num_unreadable: int) -> None:
     path = DATA / "answer_pairs" / f"math500_{name}_answers.json"
     if not path.exists():
         pytest.skip(f"REAL DATA MISSING: {path}; set R1_DATA to the folder with answer_pairs/")
     rows = json.loads(path.read_text())
-    verdicts = check_many([(parse(row["prediction"]).answer, make_problem("math", row["answer"])) for row in rows])
-    theirs = sandbox.ask_many(
-        [sandbox.Question("math", row["answer"], parse(row["prediction"]).answer or "") for row in rows]
-    )
-    for row, ours, library in zip(rows, verdicts, theirs, strict=True):
-        if ours != library:
-            print(f"ours {ours}, math-verify {library}: gold {row['answer']!r}, answer {row['prediction']!r}")
-    counts = Counter(verdicts)
-    assert counts[Verdict.right] == yardstick
-    assert counts[Verdict.right] + counts[Verdict.wrong] == len(rows) == 500
+    counts = Counter(check_many([(parse(row["prediction"]).answer, make_problem("math", row["answer"])) for row in rows]))
+    expected = {Verdict.right: num_right, Verdict.cannot_tell: num_unreadable}
+    assert counts == expected | {Verdict.wrong: 500 - num_right - num_unreadable}
 
 
 def test_reasoning_gym_s_own_answers_are_right_and_others_wrong() -> None:

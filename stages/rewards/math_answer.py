@@ -34,6 +34,7 @@ MAX_DEPTH = 30
 _SIGNS = str.maketrans("０１２３４５６７８９．，－＋％／（）−–：", "0123456789.,-+%/()--:")
 _NOTHING = re.compile(r"(?<!\\)\\!")  # LaTeX's negative space
 _SPACES = re.compile(r"(?:\s|(?<!\\)\\[,;: ]|\\q?quad\b|~)+")
+_PLAIN_PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])|π")
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|therefore),? )?(?:the )?(?:final )?answer(?: is)? ?:? ?|答案(?:是|为|：|:)? ?",
     re.IGNORECASE,
@@ -135,6 +136,7 @@ def clean(text: str) -> str:
     if len(text) > 2 * MAX_CHARS:
         return text
     text = _SPACES.sub(" ", _NOTHING.sub("", text.translate(_SIGNS))).strip()
+    text = _PLAIN_PI.sub(r"\\pi ", text)
     for _ in range(4):  # the wrappings come in any order, and seldom more than three deep
         before = text
         lead_in = _LEAD_IN.match(text)
@@ -152,7 +154,7 @@ def read_number(text: str) -> Number | None:
     if len(text) > MAX_CHARS or _digit_run_too_long(text):
         return None
     plain = _FRACTION.sub(lambda found: f" {found[1] or found[3]}/{found[2] or found[4]}", text).strip()
-    plain = re.sub(r"^([+-]) ", r"\1", plain)
+    plain = re.sub(r"^([+-]) ", r"\1", " ".join(plain.split()))
     match = _NUMBER.fullmatch(plain)
     if not match:
         return None

@@ -35,6 +35,10 @@ _ALIKE = {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\cdot
 _ALIKE |= {"·": "*", r"\div": "/", "−": "-", "π": r"\pi", "∞": r"\infty", r"\lbrace": r"\{", r"\rbrace": r"\}"}
 _PLAIN = ("pi", "sqrt", "sin", "cos", "tan", "exp", "ln", "arcsin", "arccos", "arctan")
 _ALIKE |= {name: "\\" + name for name in _PLAIN}
+_THOUSANDS = re.compile(
+    r"(?<=[0-9])(?:,|\{,\})(?:\s|\\!)*(?=[0-9]{3}(?![0-9]))"
+)  # or the next of a list: not read here
+_NAMED = re.compile(r"\s*([A-Za-z])\s*=([^=]+)")
 _SHORT_FRACTION = re.compile(r"\\[dtc]?frac\s*([0-9])\s*([0-9])")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9])(?![0-9])")
 _GREEK = {"\\" + name for name in ("alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "nu", "rho")}
@@ -57,6 +61,9 @@ class Unreadable(Exception):
 
 def same_value(answer: str, gold: str) -> bool | None:
     """Whether both are worth the same; None = can not tell."""
+    named = _NAMED.fullmatch(answer), _NAMED.fullmatch(gold)
+    if named[0] and named[1] and named[0][1] == named[1][1]:  # y = 2x + 3
+        answer, gold = named[0][2], named[1][2]
     try:
         mine, theirs = _pieces(answer), _pieces(gold)
         if [kind for kind, _ in mine] != [kind for kind, _ in theirs]:
@@ -97,6 +104,8 @@ def _values(text: str) -> tuple[tuple[Value, float], ...]:
 
 def _pieces(text: str) -> list[tuple[str, list[str]]]:
     """The parts of a union: its brackets ("()", "[)", "{}", or "" without), and the expressions between commas."""
+    if _THOUSANDS.search(text):
+        raise Unreadable
     tokens = list(_tokens(_SHORT_ROOT.sub(r"\\sqrt{\1}", _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text))))
     return [_piece(part) for part in _split(tokens, r"\cup")]
 
