@@ -33,7 +33,7 @@ STOPPED_BY_RULES = (
     r"\binom{1000000000}{500000000}",
     "(" * 3000 + "1" + ")" * 3000,
 )
-STOPPED_BY_THE_CLOCK = (  # past our rules, and numeric.py does not read them
+STOPPED_BY_THE_CLOCK = (  # past our rules for this gold answer, and numeric.py does not read them
     "|(x+y+z+w)^{60}|",
     r"\log((x+1)^{900})",
     r"|\sin(\cos(\tan(\sin(\cos(\tan(x))))))|^{20}",
@@ -71,7 +71,7 @@ def through_the_library(i: int) -> Pair:
 
 def hostile(make: Make, texts: tuple[str, ...]) -> Make:
     """`make`, with one in twenty replaced by one of the texts."""
-    return lambda i: ("x+y", f"{texts[i // 20 % len(texts)]}+{i}") if i % 20 == 10 else make(i)
+    return lambda i: (r"|x|+\ln y+\sin z", f"{texts[i // 20 % len(texts)]}+{i}") if i % 20 == 10 else make(i)
 
 
 KINDS: dict[str, tuple[Make, int]] = {

@@ -9,13 +9,15 @@ The rules, in order:
    here can take long. A unit may be left out or, if the gold has none, added; two different units are wrong.
    A percent sign changes the value, so it may be added only if the question speaks of percent.
 2. When the gold is a word or a letter (Evelyn, (C)), the answer must be that word. Letters keep their case.
-3. Otherwise the answer must look evaluated (`is_evaluated`). Equal text is right; another value at random points
-   (`numeric.py`) is wrong; for the rest math-verify decides. So what is paid for has two readers who agree.
+3. Otherwise equal text is right. Any other text must look evaluated (`is_evaluated`) and must not be an expression
+   of the question (`restates`). Another value at random points (`numeric.py`) is wrong, and so are other brackets; for
+   the rest math-verify decides. So what is paid for has two readers who agree.
 
 Paper: DeepSeek-R1, section 2.2.2. How we differ from math-verify alone: no equations (it pays `0=42` for 42),
-no sums, integrals, binomials or factorials to be worked out by the judge, exact decimals (it rounds to six
-places), "42 or 43" and "42 cm" for 42 m are wrong, a fraction in lowest terms only. What it can not see is a
-form: for "factor x^2+x-6" the text x^2+x-6 is equal and right.
+no sums, integrals, binomials, factorials, derivatives or functions to be worked out by the judge unless the gold
+answer has them too, exact values (it rounds to six places), "42 or 43" and "42 cm" for 42 m are wrong, a fraction in
+lowest terms only, an interval is no point. What it can not see is a form the question does not show: for "factor" any
+product that is equal, and not the question's own text, is right.
 """
 
 import re
@@ -76,9 +78,19 @@ _NO_UNIT = re.compile(
 _RELATION = re.compile(r"=|≠|≈|≡|\\n?eq\b|\\ne\b|\\approx|\\equiv|\\sim|\\cong|\\doteq")
 _UNEVALUATED = re.compile(
     r"\\(?:sum|prod|i*nt|oint|lim|limsup|liminf|det|gcd|lcm|max|min|sup|inf|arg|operatorname|[dt]?binom|choose|b?mod|pmod|pod"
-    r"|[lr]floor|[lr]ceil|boxed|fbox|begin\{[vV]matrix)(?![A-Za-z])|!|\*\*|⌊|⌈|∑|∏|∫"
+    r"|[lr]floor|[lr]ceil|boxed|fbox|begin\{[vV]matrix|partial|Gamma|zeta|phantom|[lc]?dots)(?![A-Za-z])"
+    r"|\\[dt]?frac ?\{d\} ?\{d ?[a-z]|\.\.\.|!|\*\*|[…⌊⌈∑∏∫]"
     r"|\b(?:gcd|lcm|mod|floor|ceil|max|min|sum|det|or|not|either|maybe)\b",
     re.IGNORECASE,
+)
+_SUM_OF_NUMBERS = re.compile(r"(?<![\w.^\\)}])[0-9.]+ ?(?:[-+*]|\\cdot|\\times) ?[0-9.]+(?![0-9.]* ?[\w\\(^/{!.])")
+_FUNCTIONS = tuple(
+    re.compile(rf"(?:\\|(?<![A-Za-z\\]))(?:{names})(?![A-Za-z]){or_else}")
+    for names, or_else in (
+        ("(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?", ""),
+        ("ln|log|lg|exp", r"|(?<![A-Za-z\\])e ?\^"),
+        ("[lr]?vert|abs", r"|\|"),
+    )
 )
 _BIG_POWER = re.compile(
     r"\^ ?(?:\{[^{}]*[0-9]{4}|[0-9]{4}|\{[^{}]*\^|\{[^{}]*\{[^{}]*\^)|\^[^^]{0,60}\}? ?\^ ?\{?[0-9]{2}"
@@ -107,10 +119,10 @@ def decide(answer: str, gold: str, prompt: str) -> bool | None:
     word = _word(reference)
     if word:
         return _word(text) == word
-    if not is_evaluated(text, reference):
-        return False
     if _squeeze(text) == _squeeze(reference):
         return True
+    if not is_evaluated(text, reference) or restates(text, prompt):
+        return False
     return False if numeric.same_value(text, reference) is False else None
 
 
@@ -173,9 +185,20 @@ def is_evaluated(text: str, gold: str) -> bool:
         known = set(pattern.findall(gold))
         if any(found not in known for found in pattern.findall(text)):
             return False
-    if _BIG_POWER.search(text) and not _BIG_POWER.search(gold):
-        return False
+    for pattern in (_BIG_POWER, _SUM_OF_NUMBERS, *_FUNCTIONS):
+        if pattern.search(text) and not pattern.search(gold):
+            return False
     return not _digit_run_too_long(text) and _depth(text) <= MAX_DEPTH
+
+
+def restates(text: str, prompt: str) -> bool:
+    """Whether the answer is an expression that the question holds, as `x^2+x-6` is for "Factor $x^2+x-6$"."""
+    squeezed, question = _squeeze(text), _squeeze(_SPACES.sub(" ", prompt))
+    if len(squeezed) < 3 or not re.search(r"[-+*/^\\]", squeezed):
+        return False
+    start = question.find(squeezed)
+    around = question[max(0, start - 1) : start] + question[start + len(squeezed) :][:1]
+    return start >= 0 and not re.search(r"[\w+*/^(){}\\-]", around)
 
 
 def _unwrap(text: str) -> str:

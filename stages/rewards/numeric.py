@@ -2,9 +2,9 @@ r"""The second checker of mathematical answers: what two texts are worth at the 
 
 `same_value(answer, gold)` reads numbers, letters, `+ - * / ^`, fractions, roots, logarithms and trigonometry, in LaTeX
 or plain, alone or in tuples, intervals, sets and unions, with its own small reader, and puts in a positive number for
-every letter. It says False when the values are clearly apart, True when they agree, and None when it can not read one
-of the texts or must not trust the arithmetic (roots and logarithms of negative numbers, `1/2x`, `\log` without a
-base). No text raises, hangs or needs more than floating-point numbers.
+every letter. It says False when the values are apart or the brackets differ, True when they agree, and None when it can
+not read one of the texts or must not trust the arithmetic (roots and logarithms of negative numbers, `1/2x`, `\log`
+without a base). No text raises, hangs or needs more than floating-point numbers.
 
 What it is for: `math_answer.decide` refuses at once what is clearly another value, before math-verify sees it, so that
 paying for an answer takes two different readers who agree; and it audits math-verify (`benchmarks/audit_verifier.py`).
@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 NUM_POINTS = 3
-TOLERANCE = 1e-5
-"""Relative difference from which two values are clearly apart; math-verify rounds to six places."""
+TOLERANCE = 1e-9
+"""Relative difference from which two values are apart: 1.41421356 is not the root of 2. math-verify rounds to six
+places."""
 
 Value = float | complex
 _OPENING, _CLOSING = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
@@ -66,8 +67,9 @@ def same_value(answer: str, gold: str) -> bool | None:
         answer, gold = named[0][2], named[1][2]
     try:
         mine, theirs = _pieces(answer), _pieces(gold)
-        if [kind for kind, _ in mine] != [kind for kind, _ in theirs]:
-            return None
+        kinds = [kind for kind, _ in mine], [kind for kind, _ in theirs]
+        if kinds[0] != kinds[1]:
+            return False if len(mine) == len(theirs) == 1 and all(map(all, kinds)) else None
         found = [_same_piece(kind, a, b) for (kind, a), (_, b) in zip(mine, theirs, strict=True)]
     except (Unreadable, ArithmeticError, ValueError, RecursionError):
         return None
