@@ -83,7 +83,7 @@ _UNEVALUATED = re.compile(
     r"|\b(?:gcd|lcm|mod|floor|ceil|max|min|sum|det|or|not|either|maybe)\b",
     re.IGNORECASE,
 )
-_SUM_OF_NUMBERS = re.compile(r"(?<![\w.^\\)}])[0-9.]+ ?(?:[-+*]|\\cdot|\\times) ?[0-9.]+(?![0-9.]* ?[\w\\(^/{!.])")
+_SUM_OF_NUMBERS = re.compile(r"(?<![\w.^\\)}])[0-9.]+ ?(?:[-+*]|\\cdot|\\times) ?[0-9.]+(?![0-9.]* ?[\w\\(*^/{!.])")
 _FUNCTIONS = tuple(
     re.compile(rf"(?:\\|(?<![A-Za-z\\]))(?:{names})(?![A-Za-z]){or_else}")
     for names, or_else in (
