@@ -9,6 +9,7 @@ configuration alone, so a plan needs no run. A `run:` or `path:` reference may l
 that can be planned and shown (`needs.missing` says how to make it), and only a stage that is about to run needs it.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from stages import STAGES
 RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "stages"}
 SCALE_KEYS = {"description", "setup", "refs", "minutes", "extends", "stages"}
 DEFAULT_SCALE = "mini"
+_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{20,}|://[^/\s:@\"]+:[^/\s@\"]+@")
 MISSING = "missing:"  # stands in a fingerprint for content that is not there yet
 
 
@@ -138,6 +140,7 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
     sizes = _read("scales", scale)
     size = _valid(Scale, {**sizes, "name": scale}, f"scale {scale}")
     written = merged(_sized(_read("recipes", name), size, name), parse_assignments(args))
+    _refuse_secrets([sizes, written], f"recipe {name}, scale {scale} or ARGS")
     per_kind = merged(_base(), {key: value for key, value in sizes.items() if key in STAGES})
     per_kind = merged(per_kind, {key: written.pop(key) for key in list(written) if key in STAGES})
     for kind, given in per_kind.items():
@@ -176,6 +179,15 @@ def _sized(recipe: dict[str, Any], size: Scale, name: str) -> dict[str, Any]:
 def default_run(recipe: str, scale: str) -> str:
     """The name of a run that was given none."""
     return f"{recipe}-{scale}"
+
+
+def _refuse_secrets(settings: Any, where: str) -> None:
+    """ConfigError when a setting holds what looks like a token or a password: settings go into every manifest."""
+    if found := _SECRET.search(json.dumps(settings, ensure_ascii=False, default=str)):
+        raise ConfigError(
+            f"{where}: a setting holds an access token or a password ('{found[0][:5]}…')",
+            hint="settings are copied into manifests and reports; put it into the environment, e.g. HF_TOKEN",
+        )
 
 
 def _run_name(name: str) -> str:

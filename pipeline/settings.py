@@ -37,13 +37,13 @@ def parse_yaml(text: str, where: str) -> Any:
     """The value written in `text`; a ConfigError names `where`, line and column."""
     try:
         value = yaml.load(text, Loader=_Loader)
+        _check_keys(value, where)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise ConfigError(f"{place}: this is not YAML: {getattr(error, 'problem', error)}") from None
     except (ValueError, RecursionError) as error:  # a date that no calendar has, a thousand brackets
         raise ConfigError(f"{where}: this is not YAML that can be meant: {error}") from None
-    _check_keys(value, where)
     return value
 
 

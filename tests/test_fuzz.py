@@ -50,7 +50,22 @@ WORDS += [
     "card:gsm8k",
     "scale:x",
 ]
-WORDS += ["hub:a/b@c", "path:\0", "{scale}", "other", "toy", "../../etc/passwd", "", " ", "1e400", "\ud800", "train", "**/*", "/", ".."]
+WORDS += [
+    "hub:a/b@c",
+    "path:\0",
+    "{scale}",
+    "other",
+    "toy",
+    "../../etc/passwd",
+    "",
+    " ",
+    "1e400",
+    "\ud800",
+    "train",
+    "**/*",
+    "/",
+    "..",
+]
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS) | st.text(max_size=8)
 VALUES = st.recursive(
     PLAIN,
