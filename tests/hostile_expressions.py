@@ -84,6 +84,7 @@ ANSWERS: Mapping[tuple[str, str], dict[str, str]] = {
     },
     (ROOT, RIGHT): {
         "plain root": "sqrt(2)",
+        "root sign": "√2",
         "not rationalised": r"\frac{2}{\sqrt{2}}",
         "a unit after the root": r"\sqrt{2} \text{ cm}",
         "full-width radicand": r"\sqrt{２}",

@@ -13,7 +13,8 @@ from pipeline.errors import DataError
 from stages.chat import parse
 from stages.rewards import sandbox
 from stages.rewards.checkers import CHECKERS, Verdict, answer_text, canonical, check, check_many
-from stages.rewards.math_answer import MAX_DIGITS, clean, read_number
+from stages.rewards.evaluated import MAX_DIGITS
+from stages.rewards.math_answer import clean, read_number
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("R1_DATA", ROOT.parent / "shared" / "data"))

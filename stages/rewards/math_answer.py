@@ -9,8 +9,8 @@ The rules, in order:
    here can take long. A unit may be left out or, if the gold has none, added; two different units are wrong.
    A percent sign changes the value, so it may be added only if the question speaks of percent.
 2. When the gold is a word or a letter (Evelyn, (C)), the answer must be that word. Letters keep their case.
-3. Otherwise equal text is right. Any other text must look evaluated (`is_evaluated`) and must not be an expression
-   of the question (`restates`). Another value at random points (`numeric.py`) is wrong, and so are other brackets; for
+3. Otherwise equal text is right. Any other text must look evaluated (`evaluated.py`) and must not be an expression
+   of the question. Another value at random points (`numeric.py`) is wrong, and so are other brackets; for
    the rest math-verify decides. So what is paid for has two readers who agree.
 
 Paper: DeepSeek-R1, section 2.2.2. How we differ from math-verify alone: no equations (it pays `0=42` for 42),
@@ -28,15 +28,15 @@ from math import gcd
 
 from stages import chat
 from stages.rewards import numeric
+from stages.rewards.evaluated import digit_run_too_long, is_evaluated, restates
 
 MAX_CHARS = 400
-MAX_DIGITS = 50
-MAX_DEPTH = 30
 
 _SIGNS = str.maketrans("０１２３４５６７８９．，－＋％／（）−–：", "0123456789.,-+%/()--:")
 _NOTHING = re.compile(r"(?<!\\)\\!")  # LaTeX's negative space
 _SPACES = re.compile(r"(?:\s|(?<!\\)\\[,;: ]|\\q?quad\b|~)+")
 _PLAIN_PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])|π")
+_ROOT_SIGN = re.compile(r"√ ?([0-9]+|[A-Za-z])")
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|therefore),? )?(?:the )?(?:final )?answer(?: is)? ?:? ?|答案(?:是|为|：|:)? ?",
     re.IGNORECASE,
@@ -75,27 +75,6 @@ _NO_UNIT = re.compile(
     re.IGNORECASE,
 )
 
-_RELATION = re.compile(r"=|≠|≈|≡|\\n?eq\b|\\ne\b|\\approx|\\equiv|\\sim|\\cong|\\doteq")
-_UNEVALUATED = re.compile(
-    r"\\(?:sum|prod|i*nt|oint|lim|limsup|liminf|det|gcd|lcm|max|min|sup|inf|arg|operatorname|[dt]?binom|choose|b?mod|pmod|pod"
-    r"|[lr]floor|[lr]ceil|boxed|fbox|begin\{[vV]matrix|partial|Gamma|zeta|phantom|[lc]?dots)(?![A-Za-z])"
-    r"|\\[dt]?frac ?\{d\} ?\{d ?[a-z]|\.\.\.|!|\*\*|[…⌊⌈∑∏∫]"
-    r"|\b(?:gcd|lcm|mod|floor|ceil|max|min|sum|det|or|not|either|maybe)\b",
-    re.IGNORECASE,
-)
-_SUM_OF_NUMBERS = re.compile(r"(?<![\w.^\\)}])[0-9.]+ ?(?:[-+*]|\\cdot|\\times) ?[0-9.]+(?![0-9.]* ?[\w\\(*^/{!.])")
-_FUNCTIONS = tuple(
-    re.compile(rf"(?:\\|(?<![A-Za-z\\]))(?:{names})(?![A-Za-z]){or_else}")
-    for names, or_else in (
-        ("(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?", ""),
-        ("ln|log|lg|exp", r"|(?<![A-Za-z\\])e ?\^"),
-        ("[lr]?vert|abs", r"|\|"),
-    )
-)
-_BIG_POWER = re.compile(
-    r"\^ ?(?:\{[^{}]*[0-9]{4}|[0-9]{4}|\{[^{}]*\^|\{[^{}]*\{[^{}]*\^)|\^[^^]{0,60}\}? ?\^ ?\{?[0-9]{2}"
-)
-
 
 @dataclass(frozen=True)
 class Number:
@@ -119,9 +98,9 @@ def decide(answer: str, gold: str, prompt: str) -> bool | None:
     word = _word(reference)
     if word:
         return _word(text) == word
-    if _squeeze(text) == _squeeze(reference):
+    if squeeze(text) == squeeze(reference):
         return True
-    if not is_evaluated(text, reference) or restates(text, prompt):
+    if not is_evaluated(text, reference) or restates(squeeze(text), squeeze(_SPACES.sub(" ", prompt))):
         return False
     return False if numeric.same_value(text, reference) is False else None
 
@@ -132,7 +111,7 @@ def canonical(answer: str) -> str:
     """
     text = clean(answer)
     number = read_number(text)
-    return str(number.value) if number else _word(text) or _squeeze(text)
+    return str(number.value) if number else _word(text) or squeeze(text)
 
 
 def needs_no_library(reference: str) -> bool:
@@ -148,7 +127,7 @@ def clean(text: str) -> str:
     if len(text) > 2 * MAX_CHARS:
         return text
     text = _SPACES.sub(" ", _NOTHING.sub("", text.translate(_SIGNS))).strip()
-    text = _PLAIN_PI.sub(r"\\pi ", text)
+    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", _PLAIN_PI.sub(r"\\pi ", text))
     for _ in range(4):  # the wrappings come in any order, and seldom more than three deep
         before = text
         lead_in = _LEAD_IN.match(text)
@@ -163,7 +142,7 @@ def clean(text: str) -> str:
 @lru_cache(maxsize=4096)
 def read_number(text: str) -> Number | None:
     """The number that is the whole text, with its unit; None if the text is anything else."""
-    if len(text) > MAX_CHARS or _digit_run_too_long(text):
+    if len(text) > MAX_CHARS or digit_run_too_long(text):
         return None
     plain = _FRACTION.sub(lambda found: f" {found[1] or found[3]}/{found[2] or found[4]}", text).strip()
     plain = re.sub(r"^([+-]) ", r"\1", " ".join(plain.split()))
@@ -173,32 +152,6 @@ def read_number(text: str) -> Number | None:
     unit = _unit(match["unit"], match["currency"] or "")
     value = _value(match)
     return None if unit is None or value is None else Number(value, unit)
-
-
-def is_evaluated(text: str, gold: str) -> bool:
-    """Whether the text is a result, and not an equation or something the judge would have to work out.
-
-    What the gold itself holds is allowed. Bounds on digits, powers and nesting keep math-verify from hanging
-    on most of what is left.
-    """
-    for pattern in (_RELATION, _UNEVALUATED):
-        known = set(pattern.findall(gold))
-        if any(found not in known for found in pattern.findall(text)):
-            return False
-    for pattern in (_BIG_POWER, _SUM_OF_NUMBERS, *_FUNCTIONS):
-        if pattern.search(text) and not pattern.search(gold):
-            return False
-    return not _digit_run_too_long(text) and _depth(text) <= MAX_DEPTH
-
-
-def restates(text: str, prompt: str) -> bool:
-    """Whether the answer is an expression that the question holds, as `x^2+x-6` is for "Factor $x^2+x-6$"."""
-    squeezed, question = _squeeze(text), _squeeze(_SPACES.sub(" ", prompt))
-    if len(squeezed) < 3 or not re.search(r"[-+*/^\\]", squeezed):
-        return False
-    start = question.find(squeezed)
-    around = question[max(0, start - 1) : start] + question[start + len(squeezed) :][:1]
-    return start >= 0 and not re.search(r"[\w+*/^(){}\\-]", around)
 
 
 def _unwrap(text: str) -> str:
@@ -267,22 +220,10 @@ def _word(text: str) -> str:
     return " ".join(word.casefold().split()) if is_word else ""
 
 
-def _squeeze(text: str) -> str:
+def squeeze(text: str) -> str:
     """One spelling for what LaTeX sets alike: spaces that do not part two digits, sizes of brackets and
     fractions.
     """
     text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
-
-
-def _digit_run_too_long(text: str) -> bool:
-    return re.search(rf"[0-9]{{{MAX_DIGITS + 1}}}", text) is not None
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for char in text:
-        depth += (char in "([{") - (char in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
