@@ -176,7 +176,7 @@ class Card:
             found = self._generated(split, config, limit, seed)
         else:
             found = sorted(self._sourced(split, config), key=lambda row: _place(row, seed))
-        usable = [row for row in (self._checked(row, config) for row in found) if usable_gold(row)]
+        usable = [row for row in found if usable_gold(row)]
         self._check_left(split, config, len(usable), len(found))
         return usable[:limit]
 
@@ -190,11 +190,12 @@ class Card:
 
     def _generated(self, split: str, config: str | None, limit: int | None, seed: int) -> list[Row]:
         made = self._hook("rows")(split=split, config=config, limit=limit, seed=seed)
-        return list(itertools.islice(made, limit))
+        return [self._checked(row, config) for row in itertools.islice(made, limit)]
 
     def _sourced(self, split: str, config: str | None) -> list[Row]:
         """Rows of a split in the source's order; each problem once, and other rows where the card is `unique`."""
-        mapped = self._mapped(self._raw(self._source_split(split), config), config)
+        raws = self._raw(self._source_split(split), config)
+        mapped = (self._checked(row, config) for row in self._mapped(raws, config))
         if self._source_split(split) == "train":
             mapped = (row for row in mapped if self._split_of(row) == split)
         if self.shape(config) != "problem" and not self.block.unique:

@@ -3,15 +3,26 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import CardError
+from pipeline.places import stays_inside
 from pipeline.settings import did_you_mean
 
 Shape = Literal["problem", "demo", "preference", "text"]
+
+
+def _inside(pattern: str) -> str:
+    if not stays_inside(pattern):
+        raise ValueError(f"'{pattern}' leaves the folder that R1_DATA names")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_inside)]
+"""A file or glob under the folder that R1_DATA names."""
 
 
 class _Block(BaseModel):
@@ -34,7 +45,7 @@ class Config(_Block):
     rows: Shape | None = None
     generator: bool = False
     hub_config: str | None = None
-    mirror: dict[str, str] | None = None
+    mirror: dict[str, Pattern] | None = None
     constants: dict[str, str] = {}
 
 
@@ -47,7 +58,7 @@ class Block(_Block):
     package: str | None = None
     """The Python package behind a generator; its installed version is part of the revision."""
     hub: Hub | None = None
-    mirror: dict[str, str] = {}
+    mirror: dict[str, Pattern] = {}
     columns: dict[str, str] = {}
     constants: dict[str, str] = {}
     holdout: dict[str, float] = {}

@@ -225,9 +225,9 @@ def _report(arguments: argparse.Namespace) -> None:
 def _pack(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from pipeline.lock import run_lock
     from pipeline.pack import pack
     from pipeline.places import runs_folder
-    from pipeline.lock import run_lock
 
     folder = runs_folder() / arguments.run
     with run_lock(folder) if folder.is_dir() else nullcontext():

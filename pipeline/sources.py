@@ -12,6 +12,7 @@ import os
 import socket
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,20 @@ def data_folder() -> Path | None:
 
 
 def read_rows(file: Path) -> Iterator[RawRow]:
-    """Rows of a .jsonl, .json (a list), .csv or .parquet file; the first three also with .gz behind."""
+    """Rows of a .jsonl, .json (a list), .csv or .parquet file; the first three also with .gz behind.
+
+    Raises DataError when the file is of another kind, cut off, damaged, or holds something that is no row.
+    """
+    try:
+        for row in _rows(file):
+            if not isinstance(row, dict):
+                raise DataError(f"{file} holds {type(row).__name__}, where every row is a mapping", "is it this file?")
+            yield row
+    except (OSError, EOFError, ValueError, RecursionError, csv.Error, zlib.error) as error:
+        raise DataError(f"{file} cannot be read: {error}", "is the file cut off?") from error
+
+
+def _rows(file: Path) -> Iterator[Any]:
     ending = file.name.removesuffix(".gz").rpartition(".")[2]
     if ending not in ENDINGS:
         raise DataError(f"{file}: unknown kind of file", f"use one that ends in {', '.join(ENDINGS)}")
@@ -44,14 +58,14 @@ def read_rows(file: Path) -> Iterator[RawRow]:
         yield from csv.DictReader(text) if ending == "csv" else _json_rows(file, text, ending)
 
 
-def _json_rows(file: Path, text: Iterable[str], ending: str) -> Iterator[RawRow]:
+def _json_rows(file: Path, text: Iterable[str], ending: str) -> Iterator[Any]:
     pieces = text if ending == "jsonl" else [_whole(text)]
     for number, piece in enumerate(pieces, start=1):
         if not piece.strip():
             continue
         try:
             found = json.loads(piece)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, line {number}: not JSON ({error})", "is the file cut off?") from error
         yield from found if isinstance(found, list) else [found]
 

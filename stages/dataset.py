@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.artifact import read_checked, sha256, write_checked
 from pipeline.durable import whole_file
+from pipeline.markdown import inline
 from pipeline.stage import Workdir
 
 Row = dict[str, Any]
@@ -99,6 +100,6 @@ def write_card(folder: Path, title: str, front: Mapping[str, Any], num_rows: int
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table, followed by an empty line."""
+    """A Markdown table, followed by an empty line; cells may hold Markdown, and nothing else (no HTML, no line end)."""
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines) + "\n"
+    return "".join(f"| {' | '.join(map(inline, line))} |\n" for line in lines) + "\n"

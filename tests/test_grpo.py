@@ -239,10 +239,11 @@ def test_a_misspelt_trl_setting_gets_a_suggestion(base: Path, tmp_path: Path) ->
         train(toy(trl={"step_per_generation": 2}), base, tmp_path)
 
 
-def test_golds_that_cannot_be_checked_are_left_out_and_counted() -> None:
+def test_golds_that_cannot_be_checked_are_left_out_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
     bad = [{**row, "answer": ""} for row in problems(3)]
     kept, num_bad = usable(problems(5) + bad)
     assert [row["id"] for row in kept] == ["p0", "p1", "p2", "p3", "p4"] and num_bad == 3
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["p0", "p1", "p2"]
     with pytest.raises(DataError, match="no gold answer can be used: problem 'p0'"):
         usable(bad)
 

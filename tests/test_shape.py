@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "places",
     "errors",
+    "markdown",
     "refs",
     "durable",
     "disk",
