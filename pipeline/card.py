@@ -91,7 +91,8 @@ class Card:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences a person should read before using or publishing the data."""
-        return licence_warnings(self.name, self.licence)
+        own = tuple(f"card {self.name}: {sentence}" for sentence in self.block.warnings)
+        return (*licence_warnings(self.name, self.licence), *own)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -130,7 +131,7 @@ class Card:
         return self._config(config).rows or self.block.rows
 
     def reading(self, file: Path) -> "Card":
-        """The same card on one file in place of its source: every split is read from that."""
+        """The same card on one file in place of its source; all of its rows belong to whichever split is asked for."""
         return replace(self, file=file)
 
     def examples(self, config: str | None = None) -> Path:
@@ -236,7 +237,7 @@ class Card:
         return "train" if split in self.block.holdout else split
 
     def _is_of(self, row: Row, split: str) -> bool:
-        return self._source_split(split) != "train" or self._split_of(row) == split
+        return self.file is not None or self._source_split(split) != "train" or self._split_of(row) == split
 
     def _split_of(self, row: Row) -> str:
         """Which split a row of the source's train split belongs to."""

@@ -59,6 +59,8 @@ class Block(_Block):
     unique: bool = False
     max_bad_share: float = Field(0.2, gt=0, le=1, exclude=True)
     """Highest share of broken rows (`pipeline/bad_rows.py`) in the source; above it the run stops."""
+    warnings: tuple[str, ...] = Field((), exclude=True)
+    """Sentences to read before using the data, beside those about the licence."""
     splits: tuple[str, ...] = ("train", "eval")
     """The splits of a generator; a source's splits follow from `hub`, `mirror` and `holdout`."""
     configs: dict[str, Config] = {}

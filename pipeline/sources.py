@@ -56,6 +56,8 @@ def read_rows(file: Path, on_torn: Callable[[str], None] | None = None) -> Itera
                 yield from csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read to its end ({error})", "is the file cut off? copy it again") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be opened ({error.strerror})", "check its path and its rights") from error
 
 
 def _parquet_rows(file: Path) -> Iterator[RawRow]:
