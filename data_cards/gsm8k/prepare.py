@@ -1,7 +1,8 @@
 """GSM8K: takes the worked solution and the final number apart.
 
 Reads rows `{question, answer}`; makes what `columns:` in the card cannot: the bare gold, and for the configs
-`demos` and `socratic` the response of a cold-start demo. In the paper those are R1-Zero's, polished; here people wrote them.
+`demos` and `socratic` the response of a cold-start demo. In the paper those are R1-Zero's, polished; here people
+wrote them.
 """
 
 import re
