@@ -47,7 +47,7 @@ from pipeline.card_rows import COLUMNS, Row, RowMaker, as_text, bucket, canonica
 from pipeline.errors import CardError, DataError, ReferenceError
 from pipeline.places import DATA_CARDS
 from pipeline.settings import did_you_mean
-from pipeline.sources import RawRow, data_folder, hub_rows, read_rows, sha256_of
+from pipeline.sources import RawRow, data_folder, hub_rows, is_rows, read_rows, sha256_of
 
 __all__ = ["COLUMNS", "Card", "Row", "as_text", "bucket", "canonical_id", "list_cards", "load_card", "usable_gold"]
 
@@ -75,7 +75,7 @@ class Card:
     folder: Path
     front: dict[str, Any]
     block: Block
-    file: Path | None = None
+    files: tuple[Path, ...] = ()
     """Read in place of the source (`reading`)."""
 
     @property
@@ -130,9 +130,15 @@ class Card:
         """The kind of rows that `config` gives."""
         return self._config(config).rows or self.block.rows
 
-    def reading(self, file: Path) -> "Card":
-        """The same card on one file in place of its source; all of its rows belong to whichever split is asked for."""
-        return replace(self, file=file)
+    def reading(self, place: Path) -> "Card":
+        """The same card on a file, or on all files of a folder, in place of its source.
+
+        All rows belong to whichever split is asked for. Raises DataError if nothing is there.
+        """
+        found = sorted(file for file in place.rglob("*") if is_rows(file)) if place.is_dir() else [place]
+        if not found or not found[0].is_file():
+            raise DataError(f"card {self.name}: there are no rows at {place}", "give a file, or a folder of files")
+        return replace(self, files=tuple(found))
 
     def examples(self, config: str | None = None) -> Path:
         """The card's own three rows, in the source's columns: `examples.CONFIG.jsonl` if it is there."""
@@ -148,7 +154,7 @@ class Card:
     def lacks(self, split: str, config: str | None = None) -> DataError | None:
         """What this machine lacks to read the rows, as far as can be told without reading one; None if nothing."""
         try:
-            if self._generates(config) or self._files(split, config):
+            if self.generates(config) or self._files(split, config):
                 return None
         except DataError as error:
             return error
@@ -163,6 +169,10 @@ class Card:
             return None
         return DataError(f"card {self.name}: R1_DATA is not set", self._mirror_hint(split, config))
 
+    def needs_hub(self, split: str, config: str | None = None) -> bool:
+        """Whether the rows come from the hub. Raises DataError as `lacks` tells it."""
+        return not (self.generates(config) or self._files(split, config))
+
     def rows(self, split: str, config: str | None = None, limit: int | None = None, seed: int = 0) -> list[Row]:
         """Rows of one split in an order that `seed` fixes; a smaller `limit` gives the beginning of a larger.
 
@@ -170,7 +180,7 @@ class Card:
         Raises CardError (the card is wrong) or DataError (the data are): no such split, config or file, hub out of
         reach, too many bad rows, nothing left.
         """
-        if self._generates(config):
+        if self.generates(config):
             return list(itertools.islice(self.stream(split, config, limit, seed), limit))
         found = self.stream(split, config)
         if limit is None:
@@ -191,12 +201,12 @@ class Card:
             raise error
         tally = tally or self.tally(split, config)
         maker = RowMaker(self.folder, self.block, config)
-        if self._generates(config):
+        if self.generates(config):
             made = maker.hook("rows")(split=split, config=config, limit=limit, seed=seed)
             rows = maker.each(made, maker.checked, tally)
         else:
             rows = maker.each(self.raw(split, config, tally), maker.mapped, tally)
-            rows = (row for row in maker.once(rows, tally) if self._is_of(row, split))
+            rows = self._of_split(maker.once(rows, tally), split, tally)
         for row in rows:
             tally.num_kept += 1
             yield row
@@ -227,8 +237,9 @@ class Card:
             return self.block.configs.get(config or "", Config())
         raise CardError(f"card {self.name} has no config '{config}'", did_you_mean(config, self.configs))
 
-    def _generates(self, config: str | None) -> bool:
-        return self.file is None and (self._config(config).generator or self.block.generator)
+    def generates(self, config: str | None) -> bool:
+        """Whether the rows of a config are made here."""
+        return not self.files and (self._config(config).generator or self.block.generator)
 
     def _hub(self, config: str | None) -> Hub | None:
         return self._config(config).hub or self.block.hub
@@ -236,8 +247,13 @@ class Card:
     def _source_split(self, split: str) -> str:
         return "train" if split in self.block.holdout else split
 
-    def _is_of(self, row: Row, split: str) -> bool:
-        return self.file is not None or self._source_split(split) != "train" or self._split_of(row) == split
+    def _of_split(self, rows: Iterator[Row], split: str, tally: Tally) -> Iterator[Row]:
+        whole = bool(self.files) or self._source_split(split) != "train"
+        for row in rows:
+            if whole or self._split_of(row) == split:
+                yield row
+            else:
+                tally.left_out["in another split"] += 1
 
     def _split_of(self, row: Row) -> str:
         """Which split a row of the source's train split belongs to."""
@@ -254,8 +270,8 @@ class Card:
     def _files(self, split: str, config: str | None) -> list[Path]:
         """The mirror's files; none when R1_DATA is not set or the card names no file."""
         folder, pattern = data_folder(), self._pattern(split, config)
-        if self.file:
-            return [self.file]
+        if self.files:
+            return list(self.files)
         if folder is None or pattern is None:
             return []
         if files := sorted(folder.glob(pattern)):
@@ -266,8 +282,8 @@ class Card:
 
     def _all_files(self) -> list[Path]:
         """Those there are; a generated config needs none of them, and rows that need one say so (`_files`)."""
-        if self.file:
-            return [self.file]
+        if self.files:
+            return list(self.files)
         mirrors = [self.block.mirror, *(config.mirror or {} for config in self.block.configs.values())]
         folder = data_folder()
         return [
@@ -281,7 +297,7 @@ class Card:
         return f"split '{split}' lies on the hub only: load it once where the hub can be reached"
 
     def _whence(self, split: str, config: str | None) -> str:
-        if self._generates(config):
+        if self.generates(config):
             return str(self.folder / "prepare.py")
         hub = self._hub(config)
         return ", ".join(map(str, self._files(split, config))) or (hub.id if hub else "nowhere")

@@ -32,6 +32,11 @@ def data_folder() -> Path | None:
     return Path(named).expanduser().resolve() if named else None
 
 
+def is_rows(file: Path) -> bool:
+    """Whether `read_rows` knows such a file, by its name."""
+    return file.name.removesuffix(".gz").rpartition(".")[2] in ENDINGS
+
+
 def read_rows(file: Path, on_torn: Callable[[str], None] | None = None) -> Iterator[RawRow]:
     """Rows of a .jsonl, .json (a list), .csv or .parquet file, one by one; the first three also with .gz behind.
 
@@ -39,9 +44,9 @@ def read_rows(file: Path, on_torn: Callable[[str], None] | None = None) -> Itera
         on_torn: called with a sentence for each line of a .jsonl that is no JSON object, and the line is passed over;
             without it such a line raises DataError, as a file of no rows at all always does.
     """
-    ending = file.name.removesuffix(".gz").rpartition(".")[2]
-    if ending not in ENDINGS:
+    if not is_rows(file):
         raise DataError(f"{file}: unknown kind of file", f"use one that ends in {', '.join(ENDINGS)}")
+    ending = file.name.removesuffix(".gz").rpartition(".")[2]
     try:
         if ending == "parquet":
             yield from _parquet_rows(file)

@@ -43,6 +43,8 @@ ORDER = [
     "model_card",
     "views",
     "card_table",
+    "card_check",
+    "new_card",
     "flow",
     "cli",
 ]

@@ -4,9 +4,10 @@
 beside each id); gives whether every demand is met, None for a gold that no rule here can judge.
 
 Source: "Instruction-Following Evaluation for Large Language Models" (arXiv 2311.07911), its 25 kinds and its
-strict accuracy by prompt. How we differ: sentences are counted by end marks, and words by runs of letters and digits, where the
-original uses NLTK; a keyword is a text and no pattern; a language is told by its script (so Hindi from Marathi is not),
-and among those in Latin letters by which one's frequent words stand there most, where the original asks a library.
+strict accuracy by prompt. How we differ: sentences are counted by end marks, and words by runs of letters and
+digits, where the original uses NLTK; a keyword is a text and no pattern; a language is told by its script (so Hindi
+is not told from Marathi), and among those in Latin letters by which one's frequent words stand there most, where the
+original asks a library.
 
 All work is linear in the length of the text and no text raises.
 """
