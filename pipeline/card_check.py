@@ -135,7 +135,7 @@ def _lengths(lengths: Sequence[int]) -> str:
 
 
 def _golds(rows: Sequence[Row]) -> Iterator[Line]:
-    """Whether golds can be judged by: a checker tells a wrong answer (none at all) from a gold that is of no use."""
+    """Whether golds can be judged by: no answer at all must be found wrong, and not the gold to be of no use."""
     from stages.rewards.checkers import CHECKERS, Verdict, check_many
 
     unknown = {row["checker"] for row in rows} - CHECKERS.keys()
