@@ -67,4 +67,3 @@ def units(text: str) -> list[str]:
 def count_words(text: str) -> int:
     """How many pieces carry a letter or a digit: words in English, characters in Chinese."""
     return sum(any(char.isalnum() for char in piece) for piece in re.findall(rf"[{HAN}]|[^\s{HAN}]+", text))
-
