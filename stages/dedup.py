@@ -81,18 +81,32 @@ def distinct(rows: Iterable[dict[str, str]], dedup: Dedup) -> tuple[list[dict[st
 
     A near duplicate has the same answer too, where rows have one.
     """
-    kept, counts, ids = [], Counter(duplicate=0, near_duplicate=0), set[str]()
-    near = NearDuplicates(dedup.fuzzy) if dedup.fuzzy is not None else None
+    kept, counts, known = [], Counter(duplicate=0, near_duplicate=0), Known(dedup)
     for row in rows:
-        name = canonical_id(row["prompt"])
-        if dedup.exact and name in ids:
-            counts["duplicate"] += 1
-        elif near and near.seen(row["prompt"], row.get("answer") or ""):
-            counts["near_duplicate"] += 1
-        else:
-            ids.add(name)
+        if (reason := known.reason_to_drop(row)) is None:
             kept.append(row)
+        else:
+            counts[reason] += 1
     return kept, counts
+
+
+class Known:
+    """The prompts so far: some 0.6 kB for each, and its text."""
+
+    def __init__(self, dedup: Dedup) -> None:
+        self._exact = dedup.exact
+        self._ids: set[int] = set()
+        self._near = NearDuplicates(dedup.fuzzy) if dedup.fuzzy is not None else None
+
+    def reason_to_drop(self, row: Mapping[str, str]) -> str | None:
+        """`duplicate`, `near_duplicate`, or None for a prompt that is new; it is then remembered."""
+        name = int(canonical_id(row["prompt"]), 16)
+        if self._exact and name in self._ids:
+            return "duplicate"
+        if self._near and self._near.seen(row["prompt"], row.get("answer") or ""):
+            return "near_duplicate"
+        self._ids.add(name)
+        return None
 
 
 class NearDuplicates:
