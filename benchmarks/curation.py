@@ -24,7 +24,36 @@ from pathlib import Path
 from stages.chat import TEMPLATES
 from stages.curation import Rules, curate
 
-SYLLABLES = "ba co du fe gi ho ka le mi no pa qui ro su ta ve wo xi ye zu bra cle dri flo gru pli sto tre".split()
+SYLLABLES = [
+    "ba",
+    "co",
+    "du",
+    "fe",
+    "gi",
+    "ho",
+    "ka",
+    "le",
+    "mi",
+    "no",
+    "pa",
+    "qui",
+    "ro",
+    "su",
+    "ta",
+    "ve",
+    "wo",
+    "xi",
+    "ye",
+    "zu",
+    "bra",
+    "cle",
+    "dri",
+    "flo",
+    "gru",
+    "pli",
+    "sto",
+    "tre",
+]
 ASK = "Give the answer as a whole number, and write the final result in lowest terms where it is a fraction."
 PLANTED = {  # share of the rows
     "duplicate": 0.02,
@@ -86,7 +115,7 @@ def rows(texts: Texts, count: int, planted: Counter[str]) -> Iterator[dict[str, 
         elif kind == "near_duplicate":
             prompt = texts.problem(good.pop(rng.randrange(len(good)))).replace("there are", "they have")
         elif kind == "contaminated":
-            prompt = f"Here is one from a book. {texts.problem(rng.randrange(NUM_BENCHMARK))}"
+            prompt = f"Here is one from a book. {texts.problem(planted['contaminated'])}"
         elif kind == "good":
             good.append(NUM_BENCHMARK + number)
         planted[kind] += 1

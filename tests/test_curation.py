@@ -16,7 +16,22 @@ from stages.chat import TEMPLATES
 from stages.curation import Rules, curate
 from stages.dedup import Overlap
 
-WORDS = "river stone table seven window garden apple morning letter yellow bridge doctor engine flower".split()
+WORDS = [
+    "river",
+    "stone",
+    "table",
+    "seven",
+    "window",
+    "garden",
+    "apple",
+    "morning",
+    "letter",
+    "yellow",
+    "bridge",
+    "doctor",
+    "engine",
+    "flower",
+]
 
 
 def row(number: int, prompt: str = "", reasoning: str = "", response: str = "") -> dict[str, str]:
