@@ -12,5 +12,5 @@ QUESTION = "Complete this Python function. Answer with the whole function, impor
 
 def row(raw: Mapping[str, str], config: str | None) -> dict[str, str]:
     """The question and the gold."""
-    gold = {"entry_point": raw["entry_point"], "starter_code": raw["prompt"], "tests": raw["test"]}
+    gold = {name: raw[name] for name in ("prompt", "test", "entry_point")}
     return {"prompt": QUESTION.format(prompt=raw["prompt"]), "answer": json.dumps(gold)}
