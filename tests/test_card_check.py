@@ -84,9 +84,9 @@ def test_a_card_cannot_be_started_under_an_impossible_or_a_taken_name(name: str,
         new_card.start_card(name)
 
 
-def test_a_data_set_added_as_the_documentation_says_touches_one_folder(tmp_path: Path) -> None:
-    told = next(line for line in (ROOT / "docs/architecture.md").read_text().splitlines() if "A **data set**" in line)
-    assert "make card NAME=" in told and "data_cards/" in told
+def test_a_data_set_added_as_the_readme_says_touches_one_folder(tmp_path: Path) -> None:
+    told = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| a data set |"))
+    assert "one folder" in told and "`make card NAME=" in told and "`make card-check NAME=" in told
     copy = tmp_path / "copy"
     for folder in ("pipeline", "stages", "configs", "data_cards"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))

@@ -30,6 +30,7 @@ ORDER = [
     "needs",
     "plan",
     "provenance",
+    "pack",
     "estimates",
     "runner",
     "report_measures",
