@@ -4,7 +4,8 @@ Reads texts and rows with a prompt; gives those that stay, and counts (`distinct
 
 Paper: DeepSeek-R1, supplementary: no training text that shares a 10-gram with a benchmark's question. Others use
 8 words (Open-R1) or 13 (GPT-3, which also set aside n-grams of more than 10 training texts as common phrases).
-How we differ: such a phrase counts for nothing, and what is left must cover a share of the shorter of the two texts.
+How we differ: such a phrase counts for nothing, and what is left in common must cover a share of what is left of the
+shorter of the two texts.
 Of DeepScaleR's 975 AIME problems before 2024, 229 share a 10-gram with AIME 2024, such as "where m and n are
 relatively prime positive integers find"; 55 still do when phrases are set aside; with `coverage` none is dropped,
 while the problems of AIME 2024 themselves, typeset differently, are all found. A text that is the same to the letter
@@ -178,7 +179,7 @@ class Overlap(BaseModel):
         0.8,
         ge=0,
         le=1,
-        description="least share of the n-grams of the shorter text in common; 0 = a single one will do",
+        description="least share of the n-grams of the shorter text in common, without phrases; 0 = one will do",
     )
 
 
@@ -232,7 +233,7 @@ class Benchmarks:
             return self._names[hits.identical], "identical"
         parts = zip(self._kinds[1:], self._indexes, hits.ngrams, phrases, strict=True)
         for kind, index, (num_ngrams, shared), common in parts:
-            found = index.holder(num_ngrams, [ngram for ngram in shared if ngram not in common], self._overlap.coverage)
+            found = index.holder(num_ngrams, shared, common, self._overlap.coverage)
             if found is not None:
                 return self._names[found], kind
         return None
@@ -266,23 +267,26 @@ class _Index:
         self._size = size
         self._numbers: dict[str, int] = {}
         self._owners: dict[int, list[int]] = defaultdict(list)
-        self._lengths = []
+        self._ngrams_of: list[list[int]] = []
         for owner, text in enumerate(texts):
-            ngrams = self._ngrams(words(text))
-            self._lengths.append(len(ngrams))
-            for ngram in ngrams:
-                self._owners[self._numbers.setdefault(ngram, len(self._numbers))].append(owner)
+            found = self._ngrams(words(text))
+            self._ngrams_of.append([self._numbers.setdefault(ngram, len(self._numbers)) for ngram in found])
+            for number in self._ngrams_of[owner]:
+                self._owners[number].append(owner)
 
     def shared(self, said: Sequence[str]) -> tuple[int, tuple[int, ...]]:
         """How many different n-grams these words make, and the numbers of those that a benchmark has too."""
         ngrams = self._ngrams(said)
         return len(ngrams), tuple(self._numbers[ngram] for ngram in ngrams if ngram in self._numbers)
 
-    def holder(self, num_ngrams: int, shared: Sequence[int], coverage: float) -> int | None:
-        """The text that has enough of these n-grams in common with a prompt of so many."""
-        counts = Counter(owner for ngram in shared for owner in self._owners[ngram])
+    def holder(self, num_ngrams: int, shared: Sequence[int], phrases: set[int], coverage: float) -> int | None:
+        """The text that has enough n-grams in common with a prompt of so many, phrases set aside in both."""
+        own = [ngram for ngram in shared if ngram not in phrases]
+        num_own = num_ngrams - len(shared) + len(own)
+        counts = Counter(owner for ngram in own for owner in self._owners[ngram])
         for owner, count in counts.most_common():
-            if count >= coverage * min(num_ngrams, self._lengths[owner]):
+            theirs = sum(ngram not in phrases for ngram in self._ngrams_of[owner])
+            if count >= coverage * min(num_own, theirs):
                 return owner
         return None
 
