@@ -4,6 +4,7 @@
 #   ARGS="seed=7 grpo.max_steps=20"  settings  REBUILD=stage  make this stage and what rests on it again
 #   ENGINE=prefect|plain        with or without Prefect        RECIPE=r1-zero  for plan, stage and show
 #   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1  for torture
+#   NAME=card CONFIG=… FILE=…   for card and card-check
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,7 +27,7 @@ PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
-.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report pack unpack cards golden test check verify torture
+.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report pack unpack cards golden test check verify torture card card-check
 .PHONY: $(RECIPES) the-student
 
 help:  ## list the verbs
@@ -88,6 +89,12 @@ verify: setup  ## compare every finished file of a run with its checksum: RUN=r1
 
 cards: setup  ## the data sets there are
 	$(R1) cards
+
+card: setup  ## start a data card: NAME=my_data, FILE=rows.jsonl fills in what it can
+	$(R1) card '$(NAME)' $(if $(FILE),--file '$(FILE)')
+
+card-check: setup  ## try a data card on real rows: NAME=gsm8k, and CONFIG, SPLIT, FILE
+	$(R1) card-check '$(NAME)' $(if $(CONFIG),--config '$(CONFIG)') $(if $(SPLIT),--split '$(SPLIT)') $(if $(FILE),--file '$(FILE)')
 
 golden: setup  ## write the resolved configurations in tests/golden again
 	@$(PY) -m tests.golden

@@ -33,10 +33,13 @@ class Hub(_Block):
     """Where the source lies on the Hugging Face hub."""
 
     id: str
-    revision: str = Field(pattern=r"^[0-9a-f]{7,40}$")
-    """A commit, never a branch: a branch moves."""
+    revision: str | None = Field(pattern=r"^[0-9a-f]{40}$")
+    """A commit, never a branch: a branch moves. null = none is confirmed, so the rows come from a mirror only."""
     config: str | None = None
-    splits: tuple[str, ...] = ("train",)
+    splits: tuple[str, ...] | dict[str, str] = ("train",)
+    """Our splits, by the names they have there or as `{ours: theirs}`."""
+    stream: bool = Field(False, exclude=True)
+    """Too large to be copied here: read over the network, row by row."""
 
 
 class Config(_Block):
@@ -45,6 +48,8 @@ class Config(_Block):
     rows: Shape | None = None
     generator: bool = False
     hub_config: str | None = None
+    hub: Hub | None = Field(None, exclude_if=lambda hub: hub is None)
+    """Where a config lies in another data set than the card's."""
     mirror: dict[str, Pattern] | None = None
     constants: dict[str, str] = {}
 
@@ -63,6 +68,10 @@ class Block(_Block):
     constants: dict[str, str] = {}
     holdout: dict[str, float] = {}
     unique: bool = False
+    max_bad_share: float = Field(0.2, gt=0, le=1, exclude=True)
+    """Highest share of broken rows (`pipeline/bad_rows.py`) in the source; above it the run stops."""
+    warnings: tuple[str, ...] = Field((), exclude=True)
+    """Sentences to read before using the data, beside those about the licence."""
     splits: tuple[str, ...] = ("train", "eval")
     """The splits of a generator; a source's splits follow from `hub`, `mirror` and `holdout`."""
     configs: dict[str, Config] = {}

@@ -3,6 +3,7 @@
     run RECIPE      make every stage that is not done        stage RECIPE NAME   make one stage
     plan RECIPE     what a run would do, and how long        show RECIPE         the resolved configuration
     report RUN      write the report and model cards again   cards               the data sets there are
+    card NAME       start a data card                        card-check NAME     try one on real rows
     pack RUN        one file to take a run elsewhere         unpack FILE         go on with it there
     verify RUN      compare every finished file with its checksum
 
@@ -16,6 +17,7 @@ import signal
 import sys
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EXIT_ERROR, EXIT_INTERRUPTED, ArtifactError, ConfigError, Interrupted, PipelineError
@@ -88,6 +90,16 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("run")
         verb.set_defaults(verb=function)
     verbs.add_parser("cards", help="the data sets there are").set_defaults(verb=_cards)
+    for name, function, meaning in (
+        ("card", _card, "start a data card"),
+        ("card-check", _card_check, "try a data card on real rows"),
+    ):
+        verb = verbs.add_parser(name, help=meaning)
+        verb.add_argument("name", help="the folder in data_cards/")
+        verb.add_argument("--file", type=Path, default=None, help="rows in the source's columns")
+        verb.set_defaults(verb=function)
+    verb.add_argument("--config", default=None)
+    verb.add_argument("--split", default=None)
     worker = verbs.add_parser("_stage")
     worker.add_argument("run_dir")
     worker.add_argument("name")
@@ -223,7 +235,6 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
 
     from pipeline.lock import run_lock
     from pipeline.pack import pack
@@ -236,7 +247,6 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 
 def _unpack(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
 
     from pipeline.pack import unpack
     from pipeline.places import runs_folder
@@ -267,9 +277,24 @@ def _cards(arguments: argparse.Namespace) -> None:
     console.print(cards_table())
 
 
-def _worker(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
+def _card(arguments: argparse.Namespace) -> None:
+    from pipeline.new_card import start_card
 
+    folder = start_card(arguments.name, arguments.file)
+    print(f"{folder / 'README.md'} is there; mend it, then: make card-check NAME={arguments.name}")
+
+
+def _card_check(arguments: argparse.Namespace) -> None:
+    from pipeline.card_check import check_card, check_table, require_good
+    from pipeline.console import console
+
+    name, config = arguments.name, arguments.config or None
+    lines = check_card(name, config, arguments.split or None, arguments.file)
+    console.print(check_table(f"card {name}" + (f", config {config}" if config else ""), lines))
+    require_good(name, lines)
+
+
+def _worker(arguments: argparse.Namespace) -> None:
     from pipeline.worker import run_one
 
     run_one(Path(arguments.run_dir), arguments.name)

@@ -15,6 +15,7 @@ from stages.rewards import sandbox
 from stages.rewards.checkers import CHECKERS, Verdict, answer_text, canonical, check, check_many
 from stages.rewards.evaluated import MAX_DIGITS
 from stages.rewards.math_answer import clean, read_number
+from tests.hostile_completions import NO_COMMA
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("R1_DATA", ROOT.parent / "shared" / "data"))
@@ -136,6 +137,7 @@ def test_no_text_makes_a_vote_raise(text: str, checker: str) -> None:
 def test_no_text_makes_a_fast_path_raise(text: str, checker: str) -> None:
     golds = {
         "countdown": '{"numbers": [3, 5], "target": 8}',
+        "ifeval": NO_COMMA,
         "instruction": '{"words": 2, "case": "lower"}',
         "refusal": "comply",
     }

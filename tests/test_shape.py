@@ -24,7 +24,9 @@ ORDER = [
     "artifact",
     "settings",
     "sources",
+    "bad_rows",
     "card_block",
+    "card_rows",
     "card",
     "stage",
     "stages",
@@ -47,6 +49,8 @@ ORDER = [
     "model_card",
     "views",
     "card_table",
+    "card_check",
+    "new_card",
     "flow",
     "cli",
 ]

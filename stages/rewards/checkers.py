@@ -9,6 +9,7 @@ batches: slow questions run side by side in child processes and a question asked
 | `exact`         | text                                    | equal but for case, spaces, punctuation |
 | `countdown`     | `{"numbers": [3, 5, 4], "target": 8}`   | a solution (`countdown.py`)             |
 | `instruction`   | `{"words": 3}`, keys of `INSTRUCTIONS`  | every demand is met                     |
+| `ifeval`        | `{"instruction_id_list", "kwargs"}`     | every demand is met (`ifeval.py`)       |
 | `refusal`       | `refuse` or `comply`                    | the response does so                    |
 | `reasoning_gym` | `{"task": "chain_sum", "entry": {...}}` | its own scorer gives 0.99 or more       |
 | `judge`         | none                                    | no rule tells: a reward model has to    |
@@ -29,7 +30,7 @@ from typing import Any
 from pipeline.errors import DataError
 from stages.chat import Response, has_tags
 from stages.language import count_words
-from stages.rewards import countdown, math_answer, numeric
+from stages.rewards import countdown, ifeval, math_answer, numeric
 from stages.rewards.sandbox import Question, ask_many
 
 
@@ -201,6 +202,12 @@ def check_instruction(answer: str, problem: Mapping[str, str]) -> Verdict:
     return _verdict(all(INSTRUCTIONS[key][1](text, value) for key, value in demands.items()))
 
 
+def check_ifeval(answer: str, problem: Mapping[str, str]) -> Verdict:
+    """Every demand of IFEval's gold is met."""
+    met = ifeval.follows(answer[:MAX_CHARS], problem["answer"])
+    return Verdict.gold_unusable if met is None else _verdict(met and len(answer) <= MAX_CHARS)
+
+
 def _is_demand(key: str, value: Any) -> bool:
     if key not in INSTRUCTIONS or not isinstance(value, INSTRUCTIONS[key][0]) or isinstance(value, bool):
         return False
@@ -263,10 +270,11 @@ CHECKERS: dict[str, Checker] = {
     "exact": check_exact,
     "countdown": check_countdown,
     "instruction": check_instruction,
+    "ifeval": check_ifeval,
     "refusal": check_refusal,
     "reasoning_gym": check_reasoning_gym,
     "judge": check_judge,
 }
 
-WHOLE_TEXT = frozenset({"exact", "instruction", "refusal", "judge"})
+WHOLE_TEXT = frozenset({"exact", "ifeval", "instruction", "refusal", "judge"})
 """Checkers that read the whole text of a response without tags."""
