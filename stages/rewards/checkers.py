@@ -11,6 +11,7 @@ batches: slow questions run side by side in child processes and a question asked
 | `instruction`   | `{"words": 3}`, keys of `INSTRUCTIONS`  | every demand is met                     |
 | `refusal`       | `refuse` or `comply`                    | the response does so                    |
 | `reasoning_gym` | `{"task": "chain_sum", "entry": {...}}` | its own scorer gives 0.99 or more       |
+| `code`          | prompt, test and entry point (JSON)     | its tests pass (`code_tests.py`)        |
 | `judge`         | none                                    | no rule tells: a reward model has to    |
 
 Paper: DeepSeek-R1, section 2.2.2 (rule-based accuracy) and appendix B.3 (rules for instructions).
@@ -29,7 +30,7 @@ from typing import Any
 from pipeline.errors import DataError
 from stages.chat import Response, has_tags
 from stages.language import count_words
-from stages.rewards import countdown, math_answer
+from stages.rewards import code_tests, countdown, math_answer
 from stages.rewards.sandbox import Question, ask_many
 
 
@@ -247,6 +248,11 @@ def check_refusal(answer: str, problem: Mapping[str, str]) -> Verdict:
     return _verdict(refuses(answer) and len(answer) <= MAX_CHARS and count_words(answer) <= MAX_REFUSAL_WORDS)
 
 
+def check_code(answer: str, problem: Mapping[str, str]) -> Verdict:
+    """The program passes the problem's tests, in a sandbox; ResourceError where there is none."""
+    return Verdict(code_tests.verdict(answer, problem["answer"]))
+
+
 def check_judge(answer: str, problem: Mapping[str, str]) -> Verdict:
     """Nothing to check: a reward model judges the answers to this problem."""
     return Verdict.no_rule
@@ -259,6 +265,7 @@ CHECKERS: dict[str, Checker] = {
     "instruction": check_instruction,
     "refusal": check_refusal,
     "reasoning_gym": check_reasoning_gym,
+    "code": check_code,
     "judge": check_judge,
 }
 
