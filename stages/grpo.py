@@ -90,6 +90,9 @@ class GRPO(TrainingStage, SamplingStage):
     scale_rewards: Literal["group", "batch", "none"] = "group"
     mask_truncated_completions: bool = Field(False, description="leave cut-off responses out of the loss")
     num_iterations: int = Field(1, ge=1, description="updates on each batch of responses")
+    dynamic_sampling: int = Field(
+        0, ge=0, description="times that groups with equal rewards are replaced by further problems (DAPO); 0 = never"
+    )
     ref_model_sync_steps: int = Field(0, ge=0, description="steps between refreshes of the KL reference; 0 = never")
 
     @field_validator("helpfulness_model", "harmlessness_model")
@@ -102,6 +105,13 @@ class GRPO(TrainingStage, SamplingStage):
         if model is not None and not is_listed:
             raise ValueError(f"no reward asks this model: list one of kind '{kind}', or leave the model out")
         return model
+
+    @field_validator("dynamic_sampling")
+    @classmethod
+    def _has_one_deck(cls, times: int, info: ValidationInfo) -> int:
+        if times and info.data.get("late_problems"):
+            raise ValueError("further problems cannot be drawn where some enter late: leave late_problems out, or set 0")
+        return times
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Trains and saves the model; returns means over the last tenth of the steps.

@@ -113,11 +113,16 @@ def test_no_other_program_passes_and_none_does_harm(in_a_box: Box, answer: str) 
     assert time.monotonic() - started < box.WALL_LIMIT_S + 5
 
 
-@pytest.mark.parametrize("program", ["while True: pass", "import time\ntime.sleep(1000)", "import sys\nsys.stdin.read()"])
+@pytest.mark.parametrize(
+    "program", ["while True: pass", "import time\ntime.sleep(1000)", "import sys\nsys.stdin.read()"]
+)
 def test_a_program_without_end_is_ended(in_a_box: Box, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(box, "WALL_LIMIT_S", 2)
     started = time.monotonic()
-    assert verdict(f"def twice(xs):\n    {program.replace(chr(10), chr(10) + '    ')}", GOLD) in ("wrong", "cannot_tell")
+    assert verdict(f"def twice(xs):\n    {program.replace(chr(10), chr(10) + '    ')}", GOLD) in (
+        "wrong",
+        "cannot_tell",
+    )
     assert time.monotonic() - started < 8
     assert not children()
 
@@ -127,10 +132,9 @@ def test_a_box_that_is_none_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_pa
     inside = tmp_path / "inside.py"
     inside.write_text(box._INSIDE.read_text().replace("    confine(readable)\n", ""))
     monkeypatch.setattr(box, "_INSIDE", inside)
-    worked = str(box.fault(Box("landlock", PYTHONS[0])))
-    assert worked.startswith("it does not hold: ")
-    names = "read_files, read_through_a_symlink, list_folders, write_files, change_a_mode, connect_by_tcp, start_processes"
-    assert names in worked and "signal_us" in worked and "have_no_limits" in worked
+    worked = set(str(box.fault(Box("landlock", PYTHONS[0]))).removeprefix("it does not hold: ").split(", "))
+    names = "read_files read_through_a_symlink list_folders write_files change_a_mode connect_by_tcp start_processes"
+    assert {*names.split(), "signal_us", "have_no_limits"} <= worked
 
 
 GUARDS = {"limits": "    limit()\n", "the list of system calls": "        refuse_syscalls()\n"}
@@ -196,7 +200,13 @@ def test_a_body_gets_its_indent_back_and_a_whole_function_is_left_alone() -> Non
 def test_the_reward_is_for_code_problems_only_and_keeps_its_order(in_a_box: Box) -> None:
     answers, row = [WHOLE, "return xs", WHOLE], {"id": "1", "prompt": "?", "domain": "code", "language": "en"}
     samples = [
-        Sample(row | {"answer": GOLD, "checker": "code"}, parse(f"<think> x </think><answer>\n{one}\n</answer>"), 9, False, 99)
+        Sample(
+            row | {"answer": GOLD, "checker": "code"},
+            parse(f"<think> x </think><answer>\n{one}\n</answer>"),
+            9,
+            False,
+            99,
+        )
         for one in answers
     ]
     assert Code().score_many(samples) == [1.0, 0.0, 1.0]
@@ -214,7 +224,9 @@ def test_every_solution_of_humaneval_passes_and_none_does_without_its_body(held:
     with gzip.open(real_data / "humaneval/HumanEval.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file][::8]
     golds = [json.dumps({name: row[name] for name in ("prompt", "test", "entry_point")}) for row in rows]
-    assert set(verdicts([(row["canonical_solution"], gold) for row, gold in zip(rows, golds, strict=True)])) == {"right"}
+    assert set(verdicts([(row["canonical_solution"], gold) for row, gold in zip(rows, golds, strict=True)])) == {
+        "right"
+    }
     assert set(verdicts([("return None", gold) for gold in golds])) == {"wrong"}
 
 

@@ -94,8 +94,12 @@ def test_format_pays_for_the_well_formed_only() -> None:
     ("num_tokens", "value"), [(1, 0.0), (75, 0.0), (80, -0.2), (100, -1.0), (101, -1.0), (9999, -1.0)]
 )
 def test_length_follows_equation_13_of_dapo(num_tokens: int, value: float) -> None:
-    assert SoftOverlongPunishment(soft_punish_cache=0.25).score(make_sample(num_tokens=num_tokens)) == pytest.approx(value)
-    assert SoftOverlongPunishment(soft_punish_cache=25).score(make_sample(num_tokens=num_tokens)) == pytest.approx(value)
+    assert SoftOverlongPunishment(soft_punish_cache=0.25).score(make_sample(num_tokens=num_tokens)) == pytest.approx(
+        value
+    )
+    assert SoftOverlongPunishment(soft_punish_cache=25).score(make_sample(num_tokens=num_tokens)) == pytest.approx(
+        value
+    )
 
 
 def test_length_agrees_with_trl() -> None:

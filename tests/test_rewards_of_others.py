@@ -58,7 +58,9 @@ def test_a_think_tag_that_the_prompt_opened_counts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [*ON_FORM, "reasoning_steps"])
-@pytest.mark.parametrize("piece", ["<think>\n", "</think>\n<answer>\n", "</think> ", "\n- ", "First, ", " " * 50, "1.\n"])
+@pytest.mark.parametrize(
+    "piece", ["<think>\n", "</think>\n<answer>\n", "</think> ", "\n- ", "First, ", " " * 50, "1.\n"]
+)
 def test_a_megabyte_of_one_piece_takes_no_time(kind: str, piece: str) -> None:
     assert score(kind, piece * (1_000_000 // len(piece))) is not None
 

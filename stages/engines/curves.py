@@ -11,8 +11,8 @@ from stages.engines.samplers import Completion
 from stages.measures import NOT_REASONING
 
 
-def sampling_curves(completions: Sequence[Completion], seconds: float) -> dict[str, float]:
-    """Length, truncation and entropy of a batch of responses that took `seconds` to sample."""
+def sampling_curves(completions: Sequence[Completion]) -> dict[str, float]:
+    """Length, truncation and entropy of a batch of responses."""
     num_tokens = sum(len(c.token_ids) for c in completions)
     return {
         "mean_response_tokens": num_tokens / len(completions),
@@ -20,7 +20,6 @@ def sampling_curves(completions: Sequence[Completion], seconds: float) -> dict[s
         # Minus the log-probability of a sampled token is an unbiased estimate of the entropy at its position; over
         # all responses, where TRL's own figure would cover only those that are trained on.
         "entropy": -sum(sum(c.logprobs) for c in completions) / num_tokens,
-        "generate_seconds": seconds,
         "sampled_tokens": float(num_tokens),
     }
 

@@ -60,6 +60,8 @@ def check(stage: "GRPO") -> None:
         if name in stage.trl:
             raise ConfigError(f"trl: '{name}' looks at the whole batch at once and cannot be cut into micro-batches")
     trainers.check_quantization(stage.quantization, stage.lora)
+    for reward in stage.rewards:
+        reward.check_machine()
     if stage.ref_model_sync_steps and not stage.beta:
         raise ConfigError(
             "ref_model_sync_steps refreshes the KL reference, but beta is 0: there is none", hint="set beta"
@@ -95,6 +97,7 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
             mask_truncated=stage.mask_truncated_completions,
             late=Late(len(problems.late), stage.late_from, stage.late_share) if problems.late else None,
             hacking=hacking,
+            dynamic_sampling=stage.dynamic_sampling,
         )
         shutil.rmtree(work.path / LAST_GOOD, ignore_errors=True)
         trainers.run_training(trainer, work)

@@ -25,6 +25,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from stages.engines.curves import note, reward_curves, sampling_curves
+from stages.engines.dynamic_sampling import Group, other_problems, refilled
 from stages.engines.engine_correction import importance_ratio
 from stages.engines.hacking import HackingWatch
 from stages.engines.models import peak_memory_gib
@@ -67,12 +68,14 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         mask_truncated: bool = False,
         late: Late | None = None,
         hacking: HackingWatch | None = None,
+        dynamic_sampling: int = 0,
     ) -> None:
         """`reward_weights`: weight of each `reward/<kind>`; `token_budget` None = found from memory.
 
         `reference_every`: the KL reference becomes the current policy every so many steps (0 = never).
         `mask_truncated`: responses cut at the length limit have no part in the loss.
         `late`: the last of the problems enter late; `hacking`: looks for reward hacking after each step.
+        `dynamic_sampling`: times that groups without a signal are replaced by further problems.
         """
         args.reward_weights = list(reward_weights.values())
         super().__init__(
@@ -86,14 +89,13 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self._corrects_engine = sampler.trained_elsewhere and args.vllm_importance_sampling_correction
         self.reference_every = reference_every
         self.mask_truncated = mask_truncated
-        self.late, self.hacking = late, hacking
+        self.late, self.hacking, self.dynamic_sampling = late, hacking, dynamic_sampling
         self.token_budget = token_budget
         # Recomputed layers cannot write to a cache, and DDP counts on one forward pass for each backward.
         alone = self.accelerator.num_processes == 1 and not args.gradient_checkpointing
         self._shares_prompts = alone and can_share_prompts(self.model)
-        self._completions: list[Completion] = []
+        self._groups: list[Group] = []
         self._part: Batch = {}
-        self._flat_rows = torch.zeros(0, dtype=torch.bool)
         self._step_metrics: dict[str, float] = {}
         self._step_began = time.perf_counter()
 
@@ -114,52 +116,86 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
 
     # --- sampling and scoring ----------------------------------------------------------------------
 
-    def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
-        """Samples G responses for each problem; `prompts` holds every prompt G times, in a row."""
-        began = time.perf_counter()
-        self.sampler.sync(self.accelerator.unwrap_model(self.model), self.state.global_step)
-        sampling = _reseeded(self.sampling, self.args.seed, self._step, self.accelerator.process_index)
-        groups = self.sampler.generate(prompts[:: self.num_generations], self.num_generations, sampling)
-        self.sampler.sleep()
-        self._completions = [completion for group in groups for completion in group]
-        self._step_metrics |= sampling_curves(self._completions, time.perf_counter() - began)
-        prompt_ids = encode_prompts(self._tokenizer, prompts)
-        token_ids = [c.token_ids for c in self._completions]
-        logprobs = [c.logprobs for c in self._completions] if self._corrects_engine else None
-        return prompt_ids, token_ids, None, [c.text for c in self._completions], logprobs, {}, None, []
-
-    def _calculate_rewards(
-        self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: Any
-    ) -> torch.Tensor:
-        """Every part of the reward of each response, (B, kinds); NaN where a part does not apply."""
-        fraction = self.state.global_step / max(1, self.args.max_steps)
-        problems = [x["row"] for x in inputs]
-        parts = self.score(problems, self._completions, fraction)
-        table = [[_number(part[f"reward/{kind}"]) for kind in self.reward_func_names] for part in parts]
-        rewards = torch.tensor(table, dtype=torch.float32, device=self.accelerator.device)
-        self._step_metrics |= reward_curves(rewards, self.reward_func_names, problems)
-        if self.hacking:
-            self.hacking.note(rewards, self.reward_func_names, self.num_generations)
-        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
-        groups = totals.view(-1, self.num_generations)
-        flat = (groups == groups[:, :1]).all(1)
-        self._flat_rows = flat.repeat_interleave(self.num_generations)
-        self._step_metrics |= {
-            "reward": totals.mean().item(),
-            "zero_variance_share": flat.float().mean().item(),
-        }
-        return gather(rewards)
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
-        output = super()._generate_and_score_completions(inputs)
+        """Samples and scores a group for each problem, replaces flat ones if that is asked for, and lets TRL work out
+        advantages; `inputs` holds every problem G times, in a row."""
+        problems = inputs[:: self.num_generations]
+        first = self._sampled(problems, 0)
+        self._note_sampling(first)
+        others = other_problems(self.train_dataset, problems, f"{self.args.seed} {self._step} {self._process}")
+        self._groups, further = refilled(first, self.dynamic_sampling, others, self._sampled)
+        if self.dynamic_sampling:
+            self._step_metrics["num_further_problems"] = float(len(further))
+            self._step_metrics["sampled_tokens"] += sum(len(c.token_ids) for g in further for c in g.completions)
+        output = super()._generate_and_score_completions(
+            [group.problem for group in self._groups for _ in range(self.num_generations)]
+        )
         if self.multi_objective_aggregation == "sum_then_normalize":
             # Equal rewards have no advantage; rounding in their mean would leave a trace of one.
-            output["advantages"][self._flat_rows] = 0.0
+            flat = [group.is_flat for group in self._groups for _ in range(self.num_generations)]
+            output["advantages"][torch.tensor(flat)] = 0.0
         if self.mask_truncated:  # TRL's own test would call a response that ended at a stop text cut off
             whole = torch.tensor([not c.truncated for c in self._completions], device=output["completion_mask"].device)
             output["completion_mask"] = output["completion_mask"] * whole[:, None]
             output["num_items_in_batch"] = gather(output["completion_mask"].sum()).sum()
         return output
+
+    def _sampled(self, problems: list[dict[str, Any]], number: int) -> list[Group]:
+        """G responses to each problem, scored; `number` counts the rounds of a step."""
+        began = time.perf_counter()
+        self.sampler.sync(self.accelerator.unwrap_model(self.model), self.state.global_step)
+        sampling = _reseeded(self.sampling, self.args.seed, self._step, self._process, number)
+        prompts = [problem["prompt"] for problem in problems]
+        groups = self.sampler.generate(prompts, self.num_generations, sampling)
+        self.sampler.sleep()
+        seconds = self._step_metrics.get("generate_seconds", 0.0) + time.perf_counter() - began
+        self._step_metrics["generate_seconds"] = seconds
+        fraction = self.state.global_step / max(1, self.args.max_steps)
+        rows = [problem["row"] for problem in problems for _ in range(self.num_generations)]
+        parts = iter(self.score(rows, [completion for group in groups for completion in group], fraction))
+        return [
+            Group(problem, group, [next(parts) for _ in group]) for problem, group in zip(problems, groups, strict=True)
+        ]
+
+    def _note_sampling(self, groups: list[Group]) -> None:
+        """What a step's own problems say of the policy; those that took the place of others would flatter it."""
+        rewards, rows = self._table(groups), [group.problem["row"] for group in groups for _ in group.parts]
+        flat = [group.is_flat for group in groups]
+        self._step_metrics |= sampling_curves([completion for group in groups for completion in group.completions])
+        self._step_metrics |= reward_curves(rewards, self.reward_func_names, rows)
+        self._step_metrics |= {
+            "reward": (rewards * self.reward_weights.to(rewards.device)).nansum(1).mean().item(),
+            "zero_variance_share": sum(flat) / len(flat),
+        }
+        if self.hacking:
+            self.hacking.note(rewards, self.reward_func_names, self.num_generations)
+
+    def _table(self, groups: list[Group]) -> torch.Tensor:
+        """Every part of the reward of each response, (B, kinds); NaN where a part does not apply."""
+        parts = [part for group in groups for part in group.parts]
+        table = [[_number(part[f"reward/{kind}"]) for kind in self.reward_func_names] for part in parts]
+        return torch.tensor(table, dtype=torch.float32, device=self.accelerator.device)
+
+    def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
+        """What was sampled, as TRL wants it."""
+        token_ids = [c.token_ids for c in self._completions]
+        logprobs = [c.logprobs for c in self._completions] if self._corrects_engine else None
+        texts = [c.text for c in self._completions]
+        return encode_prompts(self._tokenizer, prompts), token_ids, None, texts, logprobs, {}, None, []
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
+        """What was scored, (B, kinds)."""
+        return gather(self._table(self._groups))
+
+    @property
+    def _completions(self) -> list[Completion]:
+        return [completion for group in self._groups for completion in group.completions]
+
+    @property
+    def _process(self) -> int:
+        return int(self.accelerator.process_index)
 
     # --- micro-batches -----------------------------------------------------------------------------
 
@@ -379,9 +415,9 @@ def _named(kind: str) -> Callable[..., list[float]]:
     return placeholder
 
 
-def _reseeded(sampling: Sampling, seed: int, step: int, process: int) -> Sampling:
-    """A random stream for each (seed, step, process): a resume samples the same without saved state."""
-    mixed = (seed * 1_000_003 + step) * 1_009 + process
+def _reseeded(sampling: Sampling, seed: int, step: int, process: int, number: int) -> Sampling:
+    """A random stream for each (seed, step, process, round): a resume samples the same without saved state."""
+    mixed = (seed * 1_000_003 + step) * 1_009 + process + (number << 44)
     return Sampling(**{**vars(sampling), "seed": mixed % 2**63})
 
 

@@ -84,7 +84,16 @@ class Box:
         is_root = os.getuid() == 0  # then the inside changes the user, which a user namespace of one would not allow
         user = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         tied = ["--die-with-parent", "--new-session", "--clearenv"]
-        return [bwrap() or "bwrap", *alone, *(user if is_root else ["--unshare-user"]), *tied, *shown, "--remount-ro", "/", "--"]
+        return [
+            bwrap() or "bwrap",
+            *alone,
+            *(user if is_root else ["--unshare-user"]),
+            *tied,
+            *shown,
+            "--remount-ro",
+            "/",
+            "--",
+        ]
 
 
 @contextlib.contextmanager

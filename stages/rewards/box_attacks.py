@@ -13,7 +13,7 @@ import socket
 from typing import Any
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-NEW_USER_NAMESPACE, PTRACE_ATTACH = 0x10000000, 16
+PTRACE_SEIZE = 0x4206  # unlike PTRACE_ATTACH it does not stop us, where it works
 
 
 def read_files(targets: dict[str, Any]) -> bool:
@@ -22,12 +22,14 @@ def read_files(targets: dict[str, Any]) -> bool:
 
 def read_through_a_symlink(targets: dict[str, Any]) -> bool:
     for folder in ("/tmp", "/dev/shm", "."):
-        link = os.path.join(folder, "link")  # noqa: PTH118
+        link = os.path.join(folder, f"attack-{targets['port']}")  # noqa: PTH118
         try:
             os.symlink(targets["secret"], link)  # noqa: PTH211
+            worked = can_read(link)
+            os.remove(link)  # noqa: PTH107
         except OSError:
             continue
-        return can_read(link)
+        return worked
     return False
 
 
@@ -36,7 +38,9 @@ def list_folders(targets: dict[str, Any]) -> bool:
 
 
 def write_files(targets: dict[str, Any]) -> bool:
-    return any(map(can_write, (targets["secret"], "/tmp/x", "/dev/shm/x", "/var/tmp/x", "x", os.__file__)))
+    name = f"attack-{targets['port']}"
+    new = (f"/tmp/{name}", f"/dev/shm/{name}", f"/var/tmp/{name}", name)
+    return any(map(can_write, (targets["secret"], os.__file__))) or any(map(can_create, new))
 
 
 def change_a_mode(targets: dict[str, Any]) -> bool:
@@ -70,7 +74,7 @@ def signal_us(targets: dict[str, Any]) -> bool:
 
 
 def trace_us(targets: dict[str, Any]) -> bool:
-    return LIBC.ptrace(PTRACE_ATTACH, targets["pid"], 0, 0) == 0
+    return LIBC.ptrace(PTRACE_SEIZE, targets["pid"], 0, 0) == 0
 
 
 def take_much_memory(targets: dict[str, Any]) -> bool:
@@ -113,6 +117,16 @@ def can_write(path: str) -> bool:
             return True
     except OSError:
         return False
+
+
+def can_create(path: str) -> bool:
+    try:
+        with open(path, "xb"):  # noqa: PTH123
+            pass
+        os.remove(path)  # noqa: PTH107
+    except OSError:
+        return False
+    return True
 
 
 def attack(targets: dict[str, Any]) -> list[str]:
