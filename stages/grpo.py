@@ -27,6 +27,7 @@ from pipeline.errors import DataError
 from pipeline.refs import DatasetRef, Ref, RewardModelRef
 from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
 from stages.alarm import Alarm
+from stages.lengthening import Phase
 from stages.rewards import AnyReward, Sample, Scorer, score_many
 from stages.rewards.accuracy import Accuracy
 from stages.rewards.checkers import Verdict, check_many
@@ -76,6 +77,7 @@ class GRPO(TrainingStage, SamplingStage):
     )
     alarm: Runtime[Alarm] = Field(Alarm(), description="what is done about reward hacking")
 
+    lengthening: tuple[Phase, ...] = Field((), description="phases with longer responses, in their order")
     max_steps: int = Field(100, ge=1, description="updates of the policy")
     num_problems: int = Field(32, ge=1, description="problems in each step")
     num_generations: int = Field(8, ge=2, description="responses to each problem: the group G")
@@ -110,8 +112,23 @@ class GRPO(TrainingStage, SamplingStage):
     @classmethod
     def _has_one_deck(cls, times: int, info: ValidationInfo) -> int:
         if times and info.data.get("late_problems"):
-            raise ValueError("further problems cannot be drawn where some enter late: leave late_problems out, or set 0")
+            raise ValueError(
+                "further problems cannot be drawn where some enter late: leave late_problems out, or set 0"
+            )
         return times
+
+    @field_validator("lengthening")
+    @classmethod
+    def _is_in_order(cls, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        begins = [phase.from_fraction for phase in phases]
+        if begins != sorted(set(begins)):
+            raise ValueError("each phase must begin after the one before: their from_fraction must rise")
+        return phases
+
+    def in_phase(self, phase: Phase) -> "GRPO":
+        """The same stage with the limits of a phase."""
+        length, count = self.max_completion_length * phase.length, self.num_generations * phase.generations
+        return self.model_copy(update={"max_completion_length": round(length), "num_generations": round(count)})
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Trains and saves the model; returns means over the last tenth of the steps.

@@ -3,6 +3,7 @@
 Shapes: B responses, K kinds of reward.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,6 +23,12 @@ def sampling_curves(completions: Sequence[Completion]) -> dict[str, float]:
         "entropy": -sum(sum(c.logprobs) for c in completions) / num_tokens,
         "sampled_tokens": float(num_tokens),
     }
+
+
+def reward_table(parts: Sequence[Mapping[str, float | None]], kinds: Sequence[str]) -> torch.Tensor:
+    """Every part of the reward of each response, (B, K) float32; NaN where a part does not apply."""
+    values = [[part[f"reward/{kind}"] for kind in kinds] for part in parts]
+    return torch.tensor([[math.nan if value is None else value for value in row] for row in values])
 
 
 def reward_curves(

@@ -25,7 +25,7 @@ class Group:
     @property
     def is_flat(self) -> bool:
         """All rewards are equal: there is no advantage."""
-        return len({part["reward"] or 0.0 for part in self.parts}) == 1
+        return len({round(part["reward"] or 0.0, 6) for part in self.parts}) == 1
 
 
 def refilled(

@@ -24,7 +24,7 @@ from accelerate.utils import gather
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from stages.engines.curves import note, reward_curves, sampling_curves
+from stages.engines.curves import note, reward_curves, reward_table, sampling_curves
 from stages.engines.dynamic_sampling import Group, other_problems, refilled
 from stages.engines.engine_correction import importance_ratio
 from stages.engines.hacking import HackingWatch
@@ -40,6 +40,7 @@ from stages.engines.token_budget import (
     plan_batch,
 )
 from stages.engines.trainers import PipelineTrainer
+from stages.lengthening import Lengthening
 
 # Rewards of one batch: (problem rows, their completions, share of training done) -> one mapping a completion
 # with
@@ -69,6 +70,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         late: Late | None = None,
         hacking: HackingWatch | None = None,
         dynamic_sampling: int = 0,
+        lengthening: Lengthening | None = None,
     ) -> None:
         """`reward_weights`: weight of each `reward/<kind>`; `token_budget` None = found from memory.
 
@@ -76,6 +78,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         `mask_truncated`: responses cut at the length limit have no part in the loss.
         `late`: the last of the problems enter late; `hacking`: looks for reward hacking after each step.
         `dynamic_sampling`: times that groups without a signal are replaced by further problems.
+        `lengthening`: ends this training, with a checkpoint, where another phase begins.
         """
         args.reward_weights = list(reward_weights.values())
         super().__init__(
@@ -89,7 +92,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self._corrects_engine = sampler.trained_elsewhere and args.vllm_importance_sampling_correction
         self.reference_every = reference_every
         self.mask_truncated = mask_truncated
-        self.late, self.hacking, self.dynamic_sampling = late, hacking, dynamic_sampling
+        self.late, self.hacking = late, hacking
+        self.dynamic_sampling, self.lengthening = dynamic_sampling, lengthening
         self.token_budget = token_budget
         # Recomputed layers cannot write to a cache, and DDP counts on one forward pass for each backward.
         alone = self.accelerator.num_processes == 1 and not args.gradient_checkpointing
@@ -171,10 +175,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             self.hacking.note(rewards, self.reward_func_names, self.num_generations)
 
     def _table(self, groups: list[Group]) -> torch.Tensor:
-        """Every part of the reward of each response, (B, kinds); NaN where a part does not apply."""
         parts = [part for group in groups for part in group.parts]
-        table = [[_number(part[f"reward/{kind}"]) for kind in self.reward_func_names] for part in parts]
-        return torch.tensor(table, dtype=torch.float32, device=self.accelerator.device)
+        return reward_table(parts, self.reward_func_names).to(self.accelerator.device)
 
     def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
         """What was sampled, as TRL wants it."""
@@ -373,8 +375,15 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self.work.log(self.state.global_step, row)
         self.work.progress(self.state.global_step, self.args.max_steps, note(row))
         self._step_metrics = {}
+        self._begin_phase(row.get("clipped_share"))
         if self.reference_every and self.state.global_step % self.reference_every == 0:
             self.refresh_reference()
+
+    def _begin_phase(self, clipped_share: float | None) -> None:
+        """Stops here when another phase begins, but never between two updates on one batch of responses."""
+        is_between = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        if self.lengthening and is_between and self.lengthening.after_step(self.state.global_step, clipped_share):
+            self.control.should_training_stop = self.control.should_save = True
 
     def save_extra(self, folder: Path) -> None:
         """The place inside a block of generated batches, the batches still to be used, a refreshed reference, and
@@ -386,6 +395,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             state["reference"] = self.accelerator.unwrap_model(self.ref_model).state_dict()
         if self.hacking:
             state["hacking"] = self.hacking.watch.state
+        if self.lengthening:
+            self.lengthening.save(folder)
         torch.save(state, folder / "grpo_state.pt")
 
     @property
@@ -419,7 +430,3 @@ def _reseeded(sampling: Sampling, seed: int, step: int, process: int, number: in
     """A random stream for each (seed, step, process, round): a resume samples the same without saved state."""
     mixed = (seed * 1_000_003 + step) * 1_009 + process + (number << 44)
     return Sampling(**{**vars(sampling), "seed": mixed % 2**63})
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
