@@ -14,6 +14,7 @@ RUN ?=
 ARGS ?=
 REBUILD ?=
 STAGE ?=
+FILE ?=
 FROM ?=
 UNTIL ?=
 
@@ -23,7 +24,7 @@ PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
-.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report cards golden test check
+.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report pack unpack cards golden test check
 .PHONY: $(RECIPES) the-student
 
 help:  ## list the verbs
@@ -73,6 +74,12 @@ show: setup  ## the resolved configuration as YAML
 
 report: setup  ## write a run's report and model cards again: RUN=r1-zero-mini
 	$(R1) report $(or $(RUN),$(RECIPE)-$(SCALE))
+
+pack: setup  ## a run as one file, to go on with it on another machine: RUN=r1-zero-mini (FILE=…)
+	$(R1) pack $(or $(RUN),$(RECIPE)-$(SCALE)) $(if $(FILE),--file '$(FILE)')
+
+unpack: setup  ## put a packed run into runs/ and merge its weights again: FILE=r1-zero-mini.tar.gz
+	$(R1) unpack '$(FILE)'
 
 cards: setup  ## the data sets there are
 	$(R1) cards

@@ -3,6 +3,7 @@
     run RECIPE      make every stage that is not done        stage RECIPE NAME   make one stage
     plan RECIPE     what a run would do, and how long        show RECIPE         the resolved configuration
     report RUN      write the report and model cards again   cards               the data sets there are
+    pack RUN        one file to take a run elsewhere         unpack FILE         go on with it there
 
 `--from STAGE` and `--until STAGE` keep `run` and `plan` to a part of the recipe.
 Exit codes: 0 done, 2 something the user can mend (one sentence and a hint), 75 interrupted and resumable.
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from pipeline.errors import EXIT_INTERRUPTED, ConfigError, Interrupted, PipelineError
@@ -60,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="write a run's report and model cards again")
     report.add_argument("run")
     report.set_defaults(verb=_report)
+    pack = verbs.add_parser("pack", help="one file to take a run to another machine")
+    pack.add_argument("run")
+    pack.add_argument("--file", help="default RUN.tar.gz")
+    pack.set_defaults(verb=_pack)
+    unpack = verbs.add_parser("unpack", help="put a packed run into runs/ and merge its weights again")
+    unpack.add_argument("file")
+    unpack.set_defaults(verb=_unpack)
     verbs.add_parser("cards", help="the data sets there are").set_defaults(verb=_cards)
     worker = verbs.add_parser("_stage")
     worker.add_argument("run_dir")
@@ -98,6 +106,8 @@ def _show_plan(recipe: Any, lines: Iterable[Any], wanted: Collection[str]) -> No
     shown = [line for line in lines if line.stage in wanted]
     title = f"{recipe.name} at scale {recipe.scale} in run {recipe.run}"
     show_plan(title, shown, expected_seconds(recipe, shown))
+    for name, entry in recipe.taken.items():
+        show_note(f"{name} is not made here: it is taken from {entry['taken']}")
     for sentence, hint in missing(recipe, [line.stage for line in shown if line.state != DONE]).items():
         show_note(f"{sentence}; {hint}")
     for sentence in data_warnings(recipe, wanted):
@@ -188,6 +198,28 @@ def _report(arguments: argparse.Namespace) -> None:
     folder = runs_folder() / arguments.run
     write_views(folder)
     print(summary_line(folder))
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from pipeline.pack import pack
+    from pipeline.places import runs_folder
+    from pipeline.runner import run_lock
+
+    folder = runs_folder() / arguments.run
+    with run_lock(folder) if folder.is_dir() else nullcontext():
+        archive = pack(folder, Path(arguments.file or f"{arguments.run}.tar.gz"))
+    print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB; there: make unpack FILE={archive.name}")
+
+
+def _unpack(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from pipeline.pack import unpack
+    from pipeline.places import runs_folder
+
+    print(f"{unpack(Path(arguments.file), runs_folder())} is whole; the command that made it goes on from here")
 
 
 def _cards(arguments: argparse.Namespace) -> None:

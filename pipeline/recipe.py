@@ -7,6 +7,9 @@ A recipe says what (`configs/recipes/`), a scale says how big (`configs/scales/`
 `load_recipe` resolves all of it, checks every reference, and computes the fingerprint of every stage from the
 configuration alone, so a plan needs no run. A `run:` or `path:` reference may lead to something that is not there yet:
 that can be planned and shown (`needs.missing` says how to make it), and only a stage that is about to run needs it.
+
+A stage that another run has made can be taken from there: `ARGS="stages.r1_zero=run:r1-zero-mini/r1_zero"` leaves it
+out of this run, and everything that names `stage:r1_zero` uses that one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -62,6 +65,10 @@ class Recipe:
     minutes: Mapping[str, float] = field(default_factory=dict)
     beside: str = ""
     """Another run whose measurements the report shows beside this one's."""
+    taken: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    """Stages that are taken from another run: name -> kind and the reference it is `taken` from."""
+    order: tuple[str, ...] = ()
+    """The names of all stages as the recipe orders them, those that are taken too."""
     fingerprints: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -70,7 +77,8 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """The resolved recipe as plain values: what `recipe.json` and the golden files hold."""
-        stages = {n: {"kind": s.kind, **s.model_dump(mode="json")} for n, s in self.stages.items()}
+        made = {n: {"kind": s.kind, **s.model_dump(mode="json")} for n, s in self.stages.items()}
+        stages = {**made, **self.taken}
         return {
             "recipe": self.name,
             "scale": self.scale,
@@ -78,7 +86,7 @@ class Recipe:
             "seed": self.seed,
             "description": self.description,
             **({"beside": self.beside} if self.beside else {}),
-            "stages": stages,
+            "stages": {name: stages[name] for name in self.order},
         }
 
     def between(self, first: str | None = None, last: str | None = None) -> list[str]:
@@ -119,7 +127,8 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
     """Resolves recipe x scale x ARGS; every mistake is a ConfigError or ReferenceError with one sentence."""
     sizes = _read("scales", scale)
     size = _scale(scale, sizes)
-    written = merged(_sized(_read("recipes", name), size), parse_assignments(args))
+    plain = _sized(_read("recipes", name), size)
+    written = merged(plain, parse_assignments(args))
     per_kind = merged(_base(), {key: value for key, value in sizes.items() if key in STAGES})
     per_kind = merged(per_kind, {key: written.pop(key) for key in list(written) if key in STAGES})
     _known(written, RECIPE_KEYS | set(STAGES), f"recipe {name} and ARGS")
@@ -127,9 +136,13 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
     if scale not in written.get("scales", [scale]):
         raise ConfigError(f"recipe {name} is not for scale {scale}", hint=f"SCALE={written['scales'][0]}")
     seed = written.get("seed", 0)
-    stages = {
-        stage: _stage(stage, given, per_kind, size, seed) for stage, given in (written.get("stages") or {}).items()
-    }
+    all_stages = written.get("stages") or {}
+    taken = _taken(all_stages, plain.get("stages") or {}, size)
+    given = _redirected(
+        {stage: settings for stage, settings in all_stages.items() if stage not in taken},
+        {f"stage:{stage}": entry["taken"] for stage, entry in taken.items()},
+    )
+    stages = {stage: _stage(stage, settings, per_kind, size, seed) for stage, settings in given.items()}
     _check_references(stages)
     recipe = Recipe(
         name=name,
@@ -141,6 +154,8 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
         setup=size.setup,
         minutes=size.minutes,
         beside=str(written.get("beside") or "").replace("{scale}", scale),
+        taken=taken,
+        order=tuple(all_stages),
     )
     recipe.fingerprints.update(fingerprints(stages, recipe.folder))
     return recipe
@@ -150,6 +165,31 @@ def _sized(recipe: dict[str, Any], size: Scale) -> dict[str, Any]:
     """The recipe with what the scale says of its stages."""
     sized = {name: size.stages[name] for name in recipe.get("stages") or {} if name in size.stages}
     return merged(recipe, {"stages": sized}) if sized else recipe
+
+
+def _taken(stages: Mapping[str, Any], plain: Mapping[str, Any], size: Scale) -> dict[str, dict[str, str]]:
+    """The stages for which a `run:` reference is written in place of settings; `plain` says of which kind they are."""
+    found = {}
+    for name, given in stages.items():
+        if not isinstance(given, str):
+            continue
+        if not given.startswith("run:") or name not in plain:
+            hint = did_you_mean(name, plain) if name not in plain else "e.g. stages.r1_zero=run:r1-zero-mini/r1_zero"
+            raise ConfigError(f"stages.{name}: '{given}' is no stage of another run that could stand here", hint=hint)
+        try:
+            found[name] = {"kind": plain[name]["kind"], "taken": str(Ref.parse(_named(given, size)))}
+        except ValueError as error:
+            raise ConfigError(f"stages.{name}: {error}") from None
+    return found
+
+
+def _redirected(value: Any, places: Mapping[str, str]) -> Any:
+    """`value` with every reference that has a new place in `places` replaced by it."""
+    if isinstance(value, dict):
+        return {key: _redirected(part, places) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_redirected(part, places) for part in value]
+    return places.get(value, value) if isinstance(value, str) else value
 
 
 def default_run(recipe: str, scale: str) -> str:

@@ -178,7 +178,9 @@ def _read_one(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Ru
         notes.append(f"{run_dir / 'recipe.json'} names no stages: the stages are the folders that were found.")
         planned = _found_stages(run_dir)
     stages = [
-        _read_stage(run_dir, name, settings, (plan_states or {}).get(name), notes)
+        _read_taken(run_dir, name, settings, notes)
+        if "taken" in settings
+        else _read_stage(run_dir, name, settings, (plan_states or {}).get(name), notes)
         for name, settings in planned.items()
         if isinstance(settings, dict)
     ]
@@ -228,6 +230,13 @@ def _read_stage(
         by_domain={domain: _measures(values, problems, domain) for domain, values in by_domain.items()},
         curves=_curves(read_rows(folder / "metrics.jsonl")) if folder else {},
     )
+
+
+def _read_taken(run_dir: Path, name: str, settings: Mapping[str, Any], notes: list[str]) -> StageRecord:
+    """A stage that another run made, under the name it has in this one."""
+    other = run_dir.parent / str(settings["taken"]).removeprefix("run:")
+    found = _read_stage(other.parent, other.name, settings, None, notes)
+    return replace(found, name=name, state=f"{found.state}, {settings['taken']}")
 
 
 def _measures(raw: Any, problems: ByProblem, domain: str | None = None) -> Measures:

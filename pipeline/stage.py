@@ -152,14 +152,21 @@ class Inputs:
             raise DataError(f"{field}: it names no data set", hint=f"give {field} a list such as [card:gsm8k]")
         return [(ref, self._rows_of(ref, field, limit)) for ref in refs]
 
+    def folder(self, field: str) -> Path:
+        """The whole artifact behind a field with one `stage:`, `run:` or `path:` reference."""
+        return self._artifact(getattr(self._stage, field))
+
+    def _artifact(self, ref: Ref) -> Path:
+        folder = locate(ref, self._run_dir)
+        return folder if ref.scheme == "path" else load(folder).path
+
     def _rows_of(self, ref: Ref, field: str, limit: int | None) -> list[Row]:
         if ref.scheme == "card":
             name, config, own_split = card.parse_card_ref(ref.target)
             split = own_split or self._stage.default_split(field)
             rows = card.load_card(name).rows(split, config, limit=limit, seed=self._stage.seed)
         else:
-            folder = locate(ref, self._run_dir)
-            rows = read_dataset(folder if ref.scheme == "path" else load(folder).path, limit)
+            rows = read_dataset(self._artifact(ref), limit)
         if not rows:
             raise DataError(f"{field}: {ref} has no rows", hint="`make cards` lists the cards, `make plan` the stages")
         return rows

@@ -19,14 +19,15 @@ Command: `make stage STAGE=r1_zero`, or as part of `make r1-zero`; `STAGE=final_
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.errors import DataError
 from pipeline.refs import DatasetRef, Ref, RewardModelRef
 from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
 from stages.alarm import Alarm
+from stages.difficulty import read_pass_rates, within
 from stages.lengthening import Phase
 from stages.rewards import AnyReward, Sample, Scorer, score_many
 from stages.rewards.accuracy import Accuracy
@@ -66,6 +67,11 @@ class GRPO(TrainingStage, SamplingStage):
         min_length=1,
         description="parts of the reward; their weighted sum counts",
     )
+    pass_rates: DatasetRef | None = Field(
+        None, description="a rejection_sampling stage that says how hard the problems are; null = learn from all"
+    )
+    min_pass_rate: float = Field(0.0, ge=0, le=1, description="leave out problems that were solved less often")
+    max_pass_rate: float = Field(1.0, ge=0, le=1, description="leave out problems that were solved more often")
     helpfulness_model: RewardModelRef | None = Field(None, description="gives the reward of kind helpfulness")
     harmlessness_model: RewardModelRef | None = Field(None, description="gives the reward of kind harmlessness")
     late_problems: list[DatasetRef] = Field([], description="problems that enter late; general prompts, in the paper")
@@ -96,6 +102,15 @@ class GRPO(TrainingStage, SamplingStage):
         0, ge=0, description="times that groups with equal rewards are replaced by further problems (DAPO); 0 = never"
     )
     ref_model_sync_steps: int = Field(0, ge=0, description="steps between refreshes of the KL reference; 0 = never")
+
+    @model_validator(mode="after")
+    def _pass_rates_are_a_range(self) -> Self:
+        low, high = self.min_pass_rate, self.max_pass_rate
+        if low > high:
+            raise ValueError(f"min_pass_rate {low:g} is above max_pass_rate {high:g}: no problem lies between")
+        if self.pass_rates is None and (low, high) != (0.0, 1.0):
+            raise ValueError("min_pass_rate and max_pass_rate need `pass_rates`: a stage of kind rejection_sampling")
+        return self
 
     @field_validator("helpfulness_model", "harmlessness_model")
     @classmethod
@@ -150,7 +165,7 @@ class GRPO(TrainingStage, SamplingStage):
         """The rows; DataError when there are too few of them for one step."""
         from stages.engines.schedule import num_late_problems  # imports torch
 
-        early, num_bad = usable(inputs.rows("problems"))
+        early, num_bad = usable(self._worth_learning(inputs))
         late, num_bad_late = usable(inputs.rows("late_problems", self.late_each)) if self.late_problems else ([], 0)
         is_watched = self.alarm_problems and self.alarm.action != "off"
         held_out = usable(inputs.rows("alarm_problems", limit=self.alarm.num_problems))[0] if is_watched else []
@@ -158,6 +173,13 @@ class GRPO(TrainingStage, SamplingStage):
         if late:
             _require(late, num_late_problems(self.num_problems, self.late_share), "late problems")
         return Problems(early, late, held_out, num_bad + num_bad_late)
+
+    def _worth_learning(self, inputs: Inputs) -> list[dict[str, str]]:
+        """The problems, without those that were solved too seldom or too often."""
+        found = inputs.rows("problems")
+        if self.pass_rates is None:
+            return found
+        return within(found, read_pass_rates(inputs.folder("pass_rates")), self.min_pass_rate, self.max_pass_rate)
 
     def score(
         self,

@@ -1,5 +1,6 @@
 """Recipes: the layers, the graph, and one clear sentence for every mistake."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,33 @@ def test_a_run_reference_starts_from_another_runs_stage(toy, r1):
     assert r1("run", "second")[0] == 0
     with pytest.raises(ReferenceError, match="is a checkpoint, a dataset belongs here"):
         load_recipe("second", "mini", args=["stages.model.data=run:first/model"])
+
+
+def test_a_stage_of_another_run_can_stand_in_for_one_of_this_recipe(toy, r1):
+    assert r1("run", "toy", "--run", "first")[0] == 0
+    taken = ["stages.data=run:first/data", "stages.eval_model=run:first/eval_model"]
+    recipe = load_recipe("toy", "mini", "second", taken)
+    assert list(recipe.stages) == ["model"] and str(recipe.stages["model"].data) == "run:first/data"
+    assert recipe.fingerprints["model"] == load_recipe("toy", "mini").fingerprints["model"]
+    code, output = r1("run", "toy", "--run", "second", "--args", *taken)
+    assert code == 0 and "data is not made here: it is taken from run:first/data" in " ".join(output.split())
+    assert not (toy / "runs" / "second" / "data").exists()
+    stages = json.loads((toy / "runs" / "second" / "recipe.json").read_text())["stages"]
+    assert list(stages) == ["data", "model", "eval_model"]
+    assert stages["data"] == {"kind": "count", "taken": "run:first/data"}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("stages.dta=run:first/data", "did you mean 'data'"),
+        ("stages.data=stage:model", "is no stage of another run"),
+        ("stages.data=run:first", "does not have the form run:RUN/STAGE"),
+    ],
+)
+def test_what_cannot_stand_in_for_a_stage_is_refused(toy, r1, given, sentence):
+    code, output = r1("plan", "toy", "--args", given)
+    assert code == 2 and sentence in output
 
 
 def test_the_scales_name_stands_in_run_references_and_in_what_is_shown_beside(toy):

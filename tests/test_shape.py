@@ -28,6 +28,7 @@ ORDER = [
     "needs",
     "plan",
     "provenance",
+    "pack",
     "estimates",
     "runner",
     "report_measures",

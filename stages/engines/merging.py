@@ -10,15 +10,19 @@ the mini base in bf16 adapters that change predictions by 2e-3 nats a token keep
 46 %; training in fp32 (a CPU, or all weights) loses nothing.
 """
 
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.artifact import write_json
 from pipeline.errors import ModelError
-from stages.engines.models import is_classifier, load_classifier, load_model
+from pipeline.stage import ModelSource
+from stages.engines.models import Quantization, is_classifier, load_classifier, load_model, quiet
 from stages.training import MERGE_FILE
 
 # Drift of a saved model (see `drift`) that no rounding of its weights explains.
@@ -56,6 +60,19 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
     found = compare(trained, saved, untrained)
     write_json(folder / MERGE_FILE, found)
     _check(found, dtype, folder)
+
+
+def merge_again(source: ModelSource, folder: Path, quantization: Quantization | None) -> None:
+    """Writes `folder/model.safetensors` as `merge_and_save` did, from the base at `source` and `folder/adapter`."""
+    config = AutoConfig.from_pretrained(folder)
+    is_judge = config.architectures[0].endswith("ForSequenceClassification")
+    load = partial(load_classifier, new_head=True) if is_judge else load_model
+    base = load(source, dtype=config.dtype, quantization=quantization)
+    base = (base.dequantize() if quantization else base).to(_roomy_device(base)).float()
+    merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
+    with quiet(), TemporaryDirectory(dir=folder) as beside:  # config.json and the like are there, and sealed
+        merged.to(config.dtype).save_pretrained(beside, max_shard_size="20GB")
+        Path(beside, "model.safetensors").rename(folder / "model.safetensors")
 
 
 def compare(trained: torch.Tensor, saved: torch.Tensor, untrained: torch.Tensor | None) -> dict[str, float]:
@@ -102,8 +119,6 @@ def _stored_dtype(model: Any) -> torch.dtype:
 
 def _unpacked(model: Any, adapter: Path) -> Any:
     """The adapted model with 4-bit weights unpacked: merging into 4 bits would round the adapter away."""
-    from peft import PeftModel
-
     if not getattr(model, "is_loaded_in_4bit", False):
         return model
     return PeftModel.from_pretrained(model.unload().dequantize(), adapter)
@@ -111,8 +126,6 @@ def _unpacked(model: Any, adapter: Path) -> Any:
 
 def _merged(model: Any, adapter: Path) -> PreTrainedModel:
     """The base under `model` with the saved adapter added to its weights."""
-    from peft import PeftModel
-
     return PeftModel.from_pretrained(model.unload(), adapter).merge_and_unload()
 
 

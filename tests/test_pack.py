@@ -1,0 +1,106 @@
+"""Taking a run to another machine: merged weights stay behind and are the same bytes when they are made again."""
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.artifact import load, publish, read_json, seal, sha256, write_json
+from pipeline.errors import ArtifactError
+from pipeline.pack import pack, unpack
+from pipeline.recipe import build_stage
+from stages.engines.merging import merge_and_save
+from stages.engines.models import load_classifier, load_model, load_tokenizer
+from tests.test_merging import adapted
+from tests.toy_model import save_toy_model
+
+
+def make_run(folder: Path) -> Path:
+    """A run of three stages: a checkpoint, a reward model on it, and one that was stopped after six steps."""
+    base, run_dir = save_toy_model(folder / "base"), folder / "runs" / "first"
+    policy = {"kind": "grpo", "model": f"path:{base}", "problems": ["path:p"], "lora": {"rank": 8, "alpha": 16}}
+    judge = {"kind": "reward_model", "model": "stage:policy", "preferences": ["path:p"], "lora": policy["lora"]}
+    stages = {"policy": policy, "judge": judge, "next": {**policy, "model": "stage:policy"}}
+    publish_model(run_dir, "policy", stages["policy"], adapted(base, 0.1), base)
+    on_policy = adapted(run_dir / "policy", 0.1, load=load_classifier, new_head=True)
+    publish_model(run_dir, "judge", stages["judge"], on_policy, base)
+    for step in (3, 6):
+        checkpoint = run_dir / "next.partial" / "checkpoints" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "optimizer.pt").write_text(f"state {step}")
+        seal(checkpoint)
+    write_json(run_dir / "recipe.json", {"recipe": "toy", "scale": "mini", "run": "first", "stages": stages})
+    return run_dir
+
+
+def publish_model(run_dir: Path, name: str, settings: dict[str, Any], model: Any, base: Path) -> None:
+    partial = run_dir / f"{name}.partial"
+    partial.mkdir(parents=True)
+    merge_and_save(model, load_tokenizer(base), partial)
+    stage = build_stage(name, settings["kind"], {k: v for k, v in settings.items() if k != "kind"})
+    publish(partial, run_dir / name, {"artifact": stage.makes, "fingerprint": "f", "settings": stage.settings()})
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("packed"))
+
+
+def test_a_run_arrives_with_the_same_weights_and_its_newest_checkpoint(run_dir: Path, tmp_path: Path) -> None:
+    archive = pack(run_dir, tmp_path / "first.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+    assert not [name for name in names if name.endswith("model.safetensors") and "adapter" not in name]
+    assert [name for name in names if "checkpoint-" in name and name.endswith(".pt")] == [
+        "first/next.partial/checkpoints/checkpoint-6/optimizer.pt"
+    ]
+    there = unpack(archive, tmp_path)
+    for stage in ("policy", "judge"):
+        assert sha256(there / stage / "model.safetensors") == sha256(run_dir / stage / "model.safetensors")
+        assert "merged_again" not in load(there / stage, deep=True).manifest
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_weights_that_round_differently_there_are_recorded(run_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "here" / "first"
+    archive = pack(run_dir, tmp_path / "first.tar.gz")
+    unpack(archive, copy.parent)
+    manifest = read_json(copy / "policy" / "manifest.json")
+    manifest["files"]["model.safetensors"]["sha256"] = "made on another kind of processor"
+    write_json(copy / "policy" / "manifest.json", manifest)
+    there = unpack(pack(copy, archive), tmp_path / "there")
+    found = load(there / "policy", deep=True).manifest["merged_again"]
+    assert found["sha256_before"] == "made on another kind of processor" and found["on"]["cores"]
+
+
+def test_a_packed_run_that_was_changed_is_refused_and_leaves_no_run(run_dir: Path, tmp_path: Path) -> None:
+    here = unpack(pack(run_dir, tmp_path / "first.tar.gz"), tmp_path / "here")
+    (here / "policy" / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"stage policy of the packed run is damaged: adapter/adapter_config.json"):
+        unpack(pack(here, tmp_path / "changed.tar.gz"), tmp_path / "there")
+    assert not (tmp_path / "there" / "first").exists()
+
+
+def test_a_run_that_is_there_already_is_not_touched(run_dir: Path, tmp_path: Path) -> None:
+    archive = pack(run_dir, tmp_path / "first.tar.gz")
+    with pytest.raises(ArtifactError, match=r"there is a run at .* already"):
+        unpack(archive, run_dir.parent)
+    assert load_model(run_dir / "policy", device="cpu")
+
+
+def test_what_is_no_packed_run_is_one_sentence(tmp_path: Path, r1: Any) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(b"no archive")
+    code, output = r1("unpack", str(tmp_path / "x.tar.gz"))
+    assert code == 2 and "is no packed run" in output
+    code, output = r1("unpack", str(tmp_path / "nowhere.tar.gz"))
+    assert code == 2 and "is no packed run" in output
+
+
+def test_a_packed_file_cannot_write_outside_the_runs(run_dir: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "evil.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(run_dir / "recipe.json", "first/../../../outside.json")
+    with pytest.raises(ArtifactError, match="is no packed run"):
+        unpack(archive, tmp_path / "runs")
+    assert not list(tmp_path.rglob("outside.json"))
