@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,9 +29,10 @@ from pipeline.settings import did_you_mean, merged, parse_assignments, read_yaml
 from pipeline.stage import Stage, path_identity
 from stages import STAGES
 
-RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "stages"}
+RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "published", "stages"}
 SCALE_KEYS = {"description", "setup", "refs", "minutes", "extends", "stages"}
 DEFAULT_SCALE = "mini"
+Model = TypeVar("Model", bound=BaseModel)
 MISSING = "missing:"  # stands in a fingerprint for content that is not there yet
 
 
@@ -51,6 +52,16 @@ class Scale(BaseModel):
     """Stage name -> settings at this scale, for the recipes that have such a stage."""
 
 
+class Published(BaseModel):
+    """A result of others that the report shows behind our curves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    curves: dict[str, dict[int, float]]
+    """Metric -> step -> value."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A resolved recipe: typed stages in order, with their fingerprints."""
@@ -65,6 +76,7 @@ class Recipe:
     minutes: Mapping[str, float] = field(default_factory=dict)
     beside: str = ""
     """Another run whose measurements the report shows beside this one's."""
+    published: Published | None = None
     taken: Mapping[str, dict[str, str]] = field(default_factory=dict)
     """Stages that are taken from another run: name -> kind and the reference it is `taken` from."""
     order: tuple[str, ...] = ()
@@ -86,6 +98,7 @@ class Recipe:
             "seed": self.seed,
             "description": self.description,
             **({"beside": self.beside} if self.beside else {}),
+            **({"published": self.published.model_dump()} if self.published else {}),
             "stages": {name: stages[name] for name in self.order},
         }
 
@@ -153,6 +166,9 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
         stages=stages,
         setup=size.setup,
         minutes=size.minutes,
+        published=_checked(Published, written["published"], f"recipe {name}: published")
+        if "published" in written
+        else None,
         beside=str(written.get("beside") or "").replace("{scale}", scale),
         taken=taken,
         order=tuple(all_stages),
@@ -198,12 +214,17 @@ def default_run(recipe: str, scale: str) -> str:
 
 
 def _scale(name: str, written: Mapping[str, Any]) -> Scale:
+    return _checked(Scale, {**written, "name": name}, f"scale {name}")
+
+
+def _checked(model: type[Model], written: Any, where: str) -> Model:
+    """What is written, as `model`; a ConfigError names the first mistake."""
     try:
-        return Scale.model_validate({**written, "name": name})
+        return model.model_validate(written)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"scale {name}: {place}: {first['msg']} (given: {first['input']!r})") from None
+        raise ConfigError(f"{where}: {place}: {first['msg']} (given: {first['input']!r})") from None
 
 
 def _read(folder: str, name: str) -> dict[str, Any]:

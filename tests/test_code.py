@@ -66,6 +66,7 @@ def test_a_right_program_passes_however_it_is_written(in_a_box: Box, answer: str
     assert verdict(answer, GOLD) == "right"
 
 
+TO_EVERY_FILE = "import os\nfor fd in range(3, 64):\n    try: os.write(fd, {})\n    except OSError: pass\n"
 CHEATS = {
     "no answer": "",
     "a wrong program": "def twice(xs): return xs",
@@ -84,11 +85,8 @@ CHEATS = {
     "it looks for its tests": (
         "def twice(xs):\n    import gc\n    [f for f in gc.get_objects() if getattr(f, '__name__', '') == 'check'][0]"
     ),
-    "answers before they are asked": (
-        "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'(True, [2, 4])\\n' * 2)\n    except OSError: pass\n"
-        "def twice(xs): return None"
-    ),
-    "a reply that is no literal": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'__import__(1)\\n')\n    except OSError: pass",
+    "answers before they are asked": TO_EVERY_FILE.format(b"(True, [2, 4])\n" * 2) + "def twice(xs): return None",
+    "a reply that is no literal": TO_EVERY_FILE.format(b"__import__('os')\n"),
     "a reply without end": "def twice(xs): return 'x' * 10_000_000",
     "a deep reply": "def twice(xs):\n    x = []\n    for _ in range(100_000): x = [x]\n    return x",
     "an endless recursion": "def twice(xs): return twice(xs)",
@@ -159,11 +157,10 @@ def test_where_no_box_holds_code_rewards_refuse_in_a_sentence(monkeypatch: pytes
     monkeypatch.setattr(box, "fault", lambda one: "bwrap is not installed")
     the_box.cache_clear()
     try:
-        with pytest.raises(ResourceError, match="code rewards do not start .bubblewrap: bwrap is not installed"):
+        with pytest.raises(ResourceError, match=r"code rewards do not start .bubblewrap: bwrap is not installed"):
             Code().check_machine()
-        with pytest.raises(ResourceError):
+        with pytest.raises(ResourceError, match="apt install bubblewrap"):
             verdict(WHOLE, GOLD)
-        assert "apt install bubblewrap" in str(pytest.raises(ResourceError, the_box).value)
     finally:
         the_box.cache_clear()
 
@@ -215,9 +212,9 @@ def test_the_reward_is_for_code_problems_only_and_keeps_its_order(in_a_box: Box)
 
 def test_many_programs_side_by_side_leave_nothing_behind(in_a_box: Box) -> None:
     pairs = [(WHOLE if i % 2 else "def twice(xs): return 1", GOLD) for i in range(12)]
-    num_open = len(os.listdir("/proc/self/fd"))
+    num_open = num_open_files()
     assert verdicts(pairs) == ["wrong", "right"] * 6
-    assert len(os.listdir("/proc/self/fd")) == num_open and not children()
+    assert num_open_files() == num_open and not children()
 
 
 def test_every_solution_of_humaneval_passes_and_none_does_without_its_body(held: list[Box], real_data: Path) -> None:
@@ -228,6 +225,10 @@ def test_every_solution_of_humaneval_passes_and_none_does_without_its_body(held:
         "right"
     }
     assert set(verdicts([("return None", gold) for gold in golds])) == {"wrong"}
+
+
+def num_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def children() -> list[str]:

@@ -16,7 +16,7 @@ from stages.engines.samplers import Completion
 
 @dataclass(frozen=True)
 class Group:
-    """One problem of the data set (`prompt` and `row`), its G responses and what each part of the reward says of them."""
+    """One problem of the data set (`prompt` and `row`), its G responses and the parts of their rewards."""
 
     problem: dict[str, Any]
     completions: list[Completion]

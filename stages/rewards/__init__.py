@@ -1,10 +1,10 @@
 """Rewards: one small file each, and one table.
 
 A stage's settings list rewards as `{kind: accuracy, weight: 1.0, ...}`; `AnyReward` is the type of such an
-entry. To add one, write a file beside these and enter its class in the table below.
+entry. To add one, write a file beside these and enter its class in the union below.
 """
 
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -26,17 +26,16 @@ from stages.rewards.strict_format import StrictFormat
 from stages.rewards.tag_count import TagCount
 from stages.rewards.xmlcount import XmlCount
 
-_TABLE: tuple[type[Reward], ...] = (
-    *(Accuracy, Format, Language, Helpfulness, Harmlessness),  # DeepSeek-R1
-    *(TagCount, ReasoningSteps, Cosine, RepetitionPenalty, SoftOverlongPunishment, Code),  # Open-R1, by its names
-    *(Correctness, Int, StrictFormat, SoftFormat, XmlCount),  # Unsloth's GSM8K notebook
-)
+# DeepSeek-R1; Open-R1, by its names; Unsloth's GSM8K notebook.
+AnyReward = Annotated[
+    (Accuracy | Format | Language | Helpfulness | Harmlessness)
+    | (TagCount | ReasoningSteps | Cosine | RepetitionPenalty | SoftOverlongPunishment | Code)
+    | (Correctness | Int | StrictFormat | SoftFormat | XmlCount),
+    Field(discriminator="kind"),
+]
 
-REWARDS: dict[str, type[Reward]] = {reward.model_fields["kind"].default: reward for reward in _TABLE}
-
-if TYPE_CHECKING:
-    AnyReward = Reward
-else:
-    AnyReward = Annotated[Union[_TABLE], Field(discriminator="kind")]
+REWARDS: dict[str, type[Reward]] = {
+    kind.model_fields["kind"].default: kind for kind in get_args(get_args(AnyReward)[0])
+}
 
 __all__ = ["REWARDS", "AnyReward", "PreferenceReward", "Reward", "Sample", "Scorer", "score_all", "score_many"]

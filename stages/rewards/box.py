@@ -1,13 +1,13 @@
 """A box for programs that nobody trusts: no network, no files, no other processes, little time and memory. No Docker.
 
 `the_box()` finds, once, a box that holds on this machine: it starts each kind, lets a program attack it from inside
-(`box_attacks.py`), and takes the first that runs honest programs and withstands every attack. Where none does, it raises
-ResourceError, and nothing is run.
+(`box_attacks.py`), and takes the first that runs honest programs and withstands every attack. Where none does, it
+raises ResourceError, and nothing is run.
 
-| kind       | what holds                                                            | needs                                 |
-|------------|-----------------------------------------------------------------------|---------------------------------------|
-| bubblewrap | namespaces: no other file, process or network exists; limits, seccomp | `bwrap`, user namespaces unless root  |
-| landlock   | Landlock and seccomp: they exist and cannot be reached; limits        | Linux 5.13 (6.7 for TCP), x86-64      |
+| kind       | what holds                                                      | needs                                |
+|------------|-----------------------------------------------------------------|--------------------------------------|
+| bubblewrap | namespaces: no other file, process or network exists; the limits | `bwrap`, user namespaces unless root |
+| landlock   | Landlock and seccomp: they cannot be reached; the limits        | Linux 5.13 (6.7 for TCP), x86-64     |
 
 Root never runs such a program: the inside (`box_inside.py`) becomes another user first.
 """

@@ -22,11 +22,11 @@ def read_files(targets: dict[str, Any]) -> bool:
 
 def read_through_a_symlink(targets: dict[str, Any]) -> bool:
     for folder in ("/tmp", "/dev/shm", "."):
-        link = os.path.join(folder, f"attack-{targets['port']}")  # noqa: PTH118
+        link = os.path.join(folder, f"attack-{targets['port']}")
         try:
-            os.symlink(targets["secret"], link)  # noqa: PTH211
+            os.symlink(targets["secret"], link)
             worked = can_read(link)
-            os.remove(link)  # noqa: PTH107
+            os.remove(link)
         except OSError:
             continue
         return worked
@@ -34,7 +34,7 @@ def read_through_a_symlink(targets: dict[str, Any]) -> bool:
 
 
 def list_folders(targets: dict[str, Any]) -> bool:
-    return bool(os.listdir(os.path.dirname(targets["secret"])))  # noqa: PTH208, PTH120
+    return bool(os.listdir(os.path.dirname(targets["secret"])))
 
 
 def write_files(targets: dict[str, Any]) -> bool:
@@ -44,7 +44,7 @@ def write_files(targets: dict[str, Any]) -> bool:
 
 
 def change_a_mode(targets: dict[str, Any]) -> bool:
-    os.chmod(targets["secret"], 0o777)  # noqa: PTH101
+    os.chmod(targets["secret"], 0o777)
     return True
 
 
@@ -105,7 +105,7 @@ ATTACKS = (
 
 def can_read(path: str) -> bool:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb") as file:
             return bool(file.read(1))
     except OSError:
         return False
@@ -113,7 +113,7 @@ def can_read(path: str) -> bool:
 
 def can_write(path: str) -> bool:
     try:
-        with open(path, "ab"):  # noqa: PTH123
+        with open(path, "ab"):
             return True
     except OSError:
         return False
@@ -121,9 +121,9 @@ def can_write(path: str) -> bool:
 
 def can_create(path: str) -> bool:
     try:
-        with open(path, "xb"):  # noqa: PTH123
+        with open(path, "xb"):
             pass
-        os.remove(path)  # noqa: PTH107
+        os.remove(path)
     except OSError:
         return False
     return True

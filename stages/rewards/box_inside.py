@@ -5,8 +5,8 @@
 `READABLE` are paths, joined by ":", that Landlock is to leave readable; empty = a mount namespace around us does that.
 `CALLS` and `REPLIES` are open pipes, one line of Python literals each. The roles:
 
-    candidate   runs `program`; reads (args, kwargs), calls `entry_point` with them, writes (True, value) or (False, error)
-    tests       runs `prompt` and `test`, then `check(candidate)`, where every call goes to the candidate over the pipes;
+    candidate   runs `program`; reads (args, kwargs), calls `entry_point`, writes (True, value) or (False, error)
+    tests       runs `prompt` and `test`, then `check(candidate)`, where each call goes to the candidate by the pipes;
                 exit code 0 = passed, 1 = not passed, 2 = the test itself cannot run
 
 The candidate never shares a process with its tests: it sees the arguments of each call and nothing else, and what comes
@@ -66,7 +66,7 @@ def allow_reading_only(paths: list[str]) -> None:
     rules = _syscall(444, struct.pack("<QQQ", rights, 0b11, 0b11)[:size], size, 0)
     for path in paths:
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        may = 0b1101 if os.path.isdir(path) else 0b0101  # noqa: PTH112 - execute, read, list
+        may = 0b1101 if os.path.isdir(path) else 0b0101  # execute, read, list
         _syscall(445, rules, 1, struct.pack("<Qi", may, folder), 0)
     _syscall(446, rules, 0)
 
@@ -169,7 +169,7 @@ def main(role: str, readable: str, calls: str, replies: str) -> int | None:
     task = json.loads(sys.stdin.read())
     confine(readable)
     play = {"candidate": play_candidate, "tests": play_tests}[role]
-    with open(int(calls)) as lines, open(int(replies), "w", buffering=1) as out:  # noqa: PTH123 - pipes, not paths
+    with open(int(calls)) as lines, open(int(replies), "w", buffering=1) as out:  # pipes, not paths
         return play(task, lines, out)
 
 

@@ -3,8 +3,8 @@
 Formula: 1 if all of them pass, else 0; None if the problem has no tests that can run. Range {0, 1}.
 Paper: DeepSeek-R1, section 2.2.2: accuracy on code is judged by running predefined test cases. The name is Open-R1's.
 How we differ: the program runs on this machine, in a box that was attacked before it was trusted (`box.py`); where none
-holds, a stage with this reward does not start. Open-R1 pays the share of tests that pass, read from what is printed, and
-runs them in a cloud sandbox or without any. Problems of other checkers get None.
+holds, a stage with this reward does not start. Open-R1 pays the share of tests that pass, read from what is printed,
+and runs them in a cloud sandbox or without any. Problems of other checkers get None.
 """
 
 from collections.abc import Sequence

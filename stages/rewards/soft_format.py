@@ -1,7 +1,7 @@
 """Soft format: a think block and then an answer block, however they are spaced.
 
-Formula: 0.5 if the response begins with a think block and an answer block follows it, else 0; what comes afterwards does
-not count. Range {0, 0.5}.
+Formula: 0.5 if the response begins with a think block and an answer block follows it, else 0; what comes
+afterwards does not count. Range {0, 0.5}.
 Source: willccbb's GRPO gist, as Unsloth's GSM8K notebook (nb/Llama3.1_(8B)-GRPO.ipynb) has it. DeepSeek-R1's format
 reward is `format`.
 How we differ: our tag `think` for its `reasoning`; several lines are allowed (there a dot does not match a line break,

@@ -1,8 +1,8 @@
 """XML count: an eighth for each tag in its place, less for talking on.
 
 Formula: 0.125 for each of `<think>` + line break, line break + `</think>` + line break, line break + `<answer>` + line
-break, line break + `</answer>` that stands there exactly once; minus 0.001 for each character after the last `</answer>`;
-never below 0. Range [0, 0.5].
+break, line break + `</answer>` that stands there exactly once; minus 0.001 for each character after the last
+`</answer>`; never below 0. Range [0, 0.5].
 Source: willccbb's GRPO gist, as Unsloth's GSM8K notebook (nb/Llama3.1_(8B)-GRPO.ipynb) has it. DeepSeek-R1 has none.
 How we differ: our tag `think` for its `reasoning`; the penalty is taken once and stops at 0 (there it is taken twice
 and has no end, so a long epilogue outweighs everything else); a line break at the very end is free.
