@@ -44,6 +44,16 @@ def reward_curves(
     return {name: value for name, value in found.items() if value is not None}
 
 
+def training_curves(means: Mapping[str, Sequence[float]], num_tokens: Sequence[float]) -> dict[str, float]:
+    """Means over all tokens of what TRL measured in each micro-batch; `num_tokens` of each."""
+    ours = {"kl": "kl", "clip_ratio/region_mean": "clip_ratio", "engine_gap": "engine_gap"}
+    return {
+        ours[name]: sum(value * share for value, share in zip(values, num_tokens, strict=True)) / sum(num_tokens)
+        for name, values in means.items()
+        if name in ours and values
+    }
+
+
 def note(row: Mapping[str, float]) -> str:
     """What a person wants to see beside the bar."""
     right = f"pass@1 {row['pass_at_1']:.0%} · " if "pass_at_1" in row else ""

@@ -24,17 +24,16 @@ from accelerate.utils import gather
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from stages.engines.curves import note, reward_curves, reward_table, sampling_curves
+from stages.engines.curves import note, reward_curves, reward_table, sampling_curves, training_curves
 from stages.engines.dynamic_sampling import Group, other_problems, refilled
 from stages.engines.engine_correction import importance_ratio
 from stages.engines.hacking import HackingWatch
-from stages.engines.models import peak_memory_gib
+from stages.engines.models import copy_policy, peak_memory_gib
 from stages.engines.samplers import Completion, Sampler, Sampling, encode_prompts
 from stages.engines.schedule import EpochSampler, Late, LateSampler
 from stages.engines.shared_prompt import can_share_prompts, completion_logprobs
 from stages.engines.token_budget import (
     Batch,
-    MicroBatch,
     cut,
     micro_batch_weight,
     plan_batch,
@@ -229,7 +228,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             for name, values in self._metrics["train"].items():
                 means[name].extend(values)
             self._metrics["train"].clear()
-        self._note_training(batch, plan, means, shares)
+        self._step_metrics |= training_curves(means, shares)
+        self._step_metrics["trained_share"] = sum(len(micro.rows) for micro in plan) / len(batch["advantages"])
         return total
 
     def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
@@ -245,40 +245,16 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         """Enters the importance ratio of the micro-batch in progress; `logps` (b, C) are the current
         model's."""
         part = self._part
-        old, sampled, mask = (
-            part.get("old_per_token_logps", logps),
-            part["sampling_per_token_logps"],
-            part["completion_mask"],
-        )
-        part["importance_sampling_ratio"] = importance_ratio(
-            old,
-            sampled,
-            mask,
-            self.vllm_importance_sampling_mode,
-            self.vllm_importance_sampling_clip_max,
-            self.vllm_importance_sampling_clip_min,
-        )
+        old, sampled = part.get("old_per_token_logps", logps), part["sampling_per_token_logps"]
+        mode, mask = self.vllm_importance_sampling_mode, part["completion_mask"]
+        bounds = self.vllm_importance_sampling_clip_max, self.vllm_importance_sampling_clip_min
+        part["importance_sampling_ratio"] = importance_ratio(old, sampled, mask, mode, *bounds)
         gap = torch.nan_to_num((old - sampled).abs() * mask).sum() / mask.sum().clamp(min=1)
         self._metrics["train"]["engine_gap"].append(gap.item())
 
     def _contributing(self, batch: Batch) -> torch.Tensor:
         """(B,) bool: rows whose gradient is not zero by construction."""
         return (batch["advantages"] != 0) | (self.beta != 0.0)
-
-    def _note_training(
-        self, batch: Batch, plan: list[MicroBatch], means: dict[str, list[float]], shares: list[float]
-    ) -> None:
-        """Token-weighted means of what TRL measured in each micro-batch."""
-        for name, ours in (
-            ("kl", "kl"),
-            ("clip_ratio/region_mean", "clip_ratio"),
-            ("engine_gap", "engine_gap"),
-        ):
-            if values := means.get(name):
-                weighted = sum(value * share for value, share in zip(values, shares, strict=True))
-                self._step_metrics[ours] = weighted / sum(shares)
-        num_rows = batch["completion_mask"].shape[0]
-        self._step_metrics["trained_share"] = sum(len(micro.rows) for micro in plan) / num_rows
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -347,13 +323,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
 
     def refresh_reference(self) -> None:
         """The KL reference becomes the current policy (paper: every 400 steps)."""
-        policy: Any = self.accelerator.unwrap_model(self.model)
-        if self.ref_model is not None:
-            self.accelerator.unwrap_model(self.ref_model).load_state_dict(policy.state_dict())
-            return
-        for name, weight in policy.named_parameters():
-            if ".default." in name:
-                policy.get_parameter(name.replace(".default.", ".ref.")).data.copy_(weight.data)
+        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+        copy_policy(self.accelerator.unwrap_model(self.model), reference)
 
     # --- metrics and checkpoints -------------------------------------------------------------------
 
