@@ -236,7 +236,7 @@ def usable(problems: list[dict[str, str]]) -> tuple[list[dict[str, str]], int]:
 
 
 def closing_means(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means of the headline curves over the last tenth of the steps."""
-    last = rows[-max(1, len(rows) // 10) :]
+    """Means of the headline curves over their last tenth; a step that sampled nothing has no part in some of them."""
     names = ("reward", "pass_at_1", "mean_response_tokens", "step_seconds")
-    return {name: fmean(row[name] for row in last) for name in names if all(row.get(name) is not None for row in last)}
+    found = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    return {name: fmean(values[-max(1, len(values) // 10) :]) for name, values in found.items() if values}

@@ -17,7 +17,7 @@ from pipeline.stage import ModelSource, Workdir, read_jsonl
 from stages.engines.merging import merge_and_save
 from stages.engines.models import load_model, load_tokenizer
 from stages.engines.samplers import Sampling, TransformersSampler
-from stages.grpo import GRPO, usable
+from stages.grpo import GRPO, closing_means, usable
 from stages.training import Lora
 from tests.toy_model import save_toy_model
 
@@ -293,6 +293,12 @@ def test_what_cannot_be_is_refused_with_a_sentence_before_any_training(
 def test_a_misspelt_trl_setting_gets_a_suggestion(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'steps_per_generation'"):
         train(toy(trl={"step_per_generation": 2}), base, tmp_path)
+
+
+def test_headline_figures_are_those_of_the_last_steps_that_have_them() -> None:
+    rows: list[dict[str, Any]] = [{"reward": 0.1, "step_seconds": 9.0}, {"reward": 0.7, "step_seconds": 3.0}]
+    rows += [{"step_seconds": 2.0}, {"reward": None, "step_seconds": 1.0}]  # updates on what was sampled before
+    assert closing_means(rows) == {"reward": 0.7, "step_seconds": 1.0}
 
 
 def test_golds_that_cannot_be_checked_are_left_out_and_counted() -> None:
