@@ -27,7 +27,7 @@ PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
-.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report pack unpack cards golden test check verify torture card card-check
+.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report pack unpack cards golden test check verify torture card card-check dapo dr-grpo gspo mini-r1 unsloth-gsm8k open-r1-zero deepscaler
 .PHONY: $(RECIPES) the-student
 
 help:  ## list the verbs
@@ -51,6 +51,13 @@ r1-zero-cold-start:  ## the same after a short SFT on worked solutions (real mod
 r1-full:  ## the whole DeepSeek-R1: cold start, reasoning RL, rejection sampling, second SFT, final RL
 distill:  ## SFT alone, on the demos of r1-full, for a smaller model
 ablations:  ## what is missing without the language reward and without the second SFT
+dapo:  ## r1-zero with DAPO's changes: clip higher, dynamic sampling, overlong punishment
+dr-grpo:  ## r1-zero with Dr. GRPO's loss
+gspo:  ## r1-zero with GSPO's ratio for whole responses
+mini-r1:  ## Countdown with a prefilled think tag, as in the Mini-R1 notebook
+unsloth-gsm8k:  ## the five rewards of Unsloth's GSM8K notebook
+open-r1-zero:  ## Open-R1's GRPO with its rewards and its pass-rate filter
+deepscaler:  ## responses that may grow, 8K to 16K to 24K tokens, in one stage
 mini-base:  ## make the mini scale's base model again from generated text
 mini-student:  ## make the mini scale's student model again from generated text
 

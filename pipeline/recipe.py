@@ -31,7 +31,7 @@ from pipeline.settings import did_you_mean, merged, parse_assignments, read_yaml
 from pipeline.stage import Stage, path_identity
 from stages import STAGES
 
-RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "stages"}
+RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "published", "stages"}
 SCALE_KEYS = {"description", "setup", "refs", "minutes", "extends", "stages"}
 DEFAULT_SCALE = "mini"
 _SECRET = re.compile(r"\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{20,}|://[^/\s:@\"]+:[^/\s@\"]+@")
@@ -54,6 +54,16 @@ class Scale(BaseModel):
     """Stage name -> settings at this scale, for the recipes that have such a stage."""
 
 
+class Published(BaseModel):
+    """A result of others that the report shows behind our curves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    curves: dict[str, dict[int, float]]
+    """Metric -> step -> value."""
+
+
 class Written(BaseModel):
     """What a recipe file says besides the settings of each kind."""
 
@@ -64,6 +74,7 @@ class Written(BaseModel):
     scales: list[str] = []
     """The scales it is for; none named = all."""
     beside: str = ""
+    published: Published | None = None
     stages: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Any] = {}
     """Name -> kind and settings; the name is the folder's too."""
 
@@ -85,6 +96,7 @@ class Recipe:
     minutes: Mapping[str, float] = field(default_factory=dict)
     beside: str = ""
     """Another run whose measurements the report shows beside this one's."""
+    published: Published | None = None
     taken: Mapping[str, dict[str, str]] = field(default_factory=dict)
     """Stages that are taken from another run: name -> kind and the reference it is `taken` from."""
     order: tuple[str, ...] = ()
@@ -106,6 +118,7 @@ class Recipe:
             "seed": self.seed,
             "description": self.description,
             **({"beside": self.beside} if self.beside else {}),
+            **({"published": self.published.model_dump()} if self.published else {}),
             "stages": {name: stages[name] for name in self.order},
         }
 
@@ -175,6 +188,7 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
         setup=size.setup,
         minutes=size.minutes,
         beside=_run_name(said.beside.replace("{scale}", scale)) if said.beside else "",
+        published=said.published,
         taken=taken,
         order=tuple(said.stages),
     )

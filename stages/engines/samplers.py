@@ -96,7 +96,8 @@ class TransformersSampler:
         self._ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
 
     def sync(self, model: Any, step: int) -> None:
-        """Nothing to do: this is the model that is trained."""
+        """Samples from `model` from now on: the one that is trained."""
+        self.model = model
 
     def sleep(self) -> None:
         """Nothing to lend: the weights are the trained ones and the cache is gone after each batch."""

@@ -12,6 +12,7 @@ batches: slow questions run side by side in child processes and a question asked
 | `ifeval`        | `{"instruction_id_list", "kwargs"}`     | every demand is met (`ifeval.py`)       |
 | `refusal`       | `refuse` or `comply`                    | the response does so                    |
 | `reasoning_gym` | `{"task": "chain_sum", "entry": {...}}` | its own scorer gives 0.99 or more       |
+| `code`          | prompt, test and entry point (JSON)     | its tests pass (`code_tests.py`)        |
 | `judge`         | none                                    | no rule tells: a reward model has to    |
 
 Paper: DeepSeek-R1, section 2.2.2 (rule-based accuracy) and appendix B.3 (rules for instructions).
@@ -30,7 +31,7 @@ from typing import Any
 from pipeline.errors import DataError
 from stages.chat import Response, has_tags
 from stages.language import count_words
-from stages.rewards import countdown, ifeval, math_answer, numeric
+from stages.rewards import code_tests, countdown, ifeval, math_answer, numeric
 from stages.rewards.sandbox import Question, ask_many
 
 
@@ -260,6 +261,11 @@ def check_refusal(answer: str, problem: Mapping[str, str]) -> Verdict:
     return _verdict(refuses(answer) and len(answer) <= MAX_CHARS and count_words(answer) <= MAX_REFUSAL_WORDS)
 
 
+def check_code(answer: str, problem: Mapping[str, str]) -> Verdict:
+    """The program passes the problem's tests, in a sandbox; ResourceError where there is none."""
+    return Verdict(code_tests.verdict(answer, problem["answer"]))
+
+
 def check_judge(answer: str, problem: Mapping[str, str]) -> Verdict:
     """Nothing to check: a reward model judges the answers to this problem."""
     return Verdict.no_rule
@@ -273,6 +279,7 @@ CHECKERS: dict[str, Checker] = {
     "ifeval": check_ifeval,
     "refusal": check_refusal,
     "reasoning_gym": check_reasoning_gym,
+    "code": check_code,
     "judge": check_judge,
 }
 
