@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stages.rewards.repetition import repeated_share
+from stages.rewards.repetition_penalty import repeated_share
 
 from pipeline import recipe
 from pipeline.card import load_card

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stages.rewards.repetition import repeated_share
+from stages.rewards.repetition_penalty import repeated_share
 
 from stages.chat import parse
 from stages.language import language_share
