@@ -82,7 +82,7 @@ def parse_card_ref(text: str) -> CardAddress:
 def canonical_id(text: str) -> str:
     """16 hex digits that are the same for texts that differ only in case, spacing or Unicode form."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+    return hashlib.sha256(plain.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def bucket(key: str) -> float:
@@ -276,7 +276,7 @@ class Card:
             what = f"without text in {', '.join(lacks)}" if lacks else f"with more columns: {', '.join(extra)}"
             hint = f"mend `columns`, `constants` or prepare.py in {self.folder}"
             raise CardError(f"card {self.name} gives a {shape} row {what}", hint)
-        return {column: row[column] for column in COLUMNS[shape]}
+        return {column: storable(row[column]) for column in COLUMNS[shape]}
 
     def _check_left(self, split: str, config: str | None, left: int, found: int) -> None:
         where = f"card {self.name}, split '{split}'" + (f", config '{config}'" if config else "")
@@ -329,6 +329,11 @@ def as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def storable(text: str) -> str:
+    """The text with what UTF-8 cannot hold (half a surrogate pair, from a source's JSON) replaced by `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _with_id(row: Row) -> Row:

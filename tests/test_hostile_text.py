@@ -90,6 +90,19 @@ def test_a_data_card_reads_no_file_outside_the_mirror(
         load_card("toy")
 
 
+def test_half_a_surrogate_pair_in_a_row_becomes_a_question_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R1_CARDS", str(tmp_path))
+    monkeypatch.setenv("R1_DATA", str(tmp_path))
+    (tmp_path / "toy").mkdir()
+    block = "{rows: problem, mirror: {train: rows.jsonl}, columns: {prompt: q, answer: a}, constants: "
+    block += "{checker: math, domain: math, language: en}}"
+    (tmp_path / "toy/README.md").write_text(f"---\nr1: {block}\n---\n")
+    (tmp_path / "rows.jsonl").write_text('{"q": "a \\ud800 b", "a": "1"}\n')
+    assert [row["prompt"] for row in load_card("toy").rows("train")] == ["a ? b"]
+
+
 @pytest.mark.parametrize("name", ["../x", "..", ".hidden", "a/b", ""])
 def test_a_run_or_a_stage_with_a_path_for_a_name_is_refused(name: str, toy: Path) -> None:
     if name:
