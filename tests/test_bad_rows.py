@@ -1,6 +1,7 @@
 """Broken rows stop no run: they are counted by reason and shown; too many of them stop it with a sentence."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,20 @@ def test_a_large_source_of_bad_rows_is_not_read_to_its_end(toys: Toys, monkeypat
     with pytest.raises(DataError, match="rows read are bad"):
         card.rows("train", limit=10)
     assert given < 2000
+
+
+def test_a_limit_on_a_large_source_holds_only_that_many_rows(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("R1_DATA")
+    source = ({"question": f"{n}?", "answer": f"{n} " * 1000} for n in range(2000))  # some 10 MB in all
+    monkeypatch.setattr(cards, "hub_rows", lambda *what: source)
+    hub = {"id": "org/sums", "revision": "a" * 40, "stream": True}
+    card = toys.card(rows="demo", columns={"prompt": "question", "response": "answer"}, mirror={}, hub=hub)
+    tracemalloc.start()
+    try:
+        assert len(card.rows("train", limit=20)) == 20
+        assert tracemalloc.get_traced_memory()[1] < 2 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_source_of_which_nothing_is_left_says_for_what_reason(toys: Toys) -> None:
