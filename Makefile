@@ -3,7 +3,7 @@
 #   SCALE=mini|smollm2-135m|…   how big        RUN=name       the run's folder in runs/
 #   ARGS="seed=7 grpo.max_steps=20"  settings  REBUILD=stage  make this stage and what rests on it again
 #   ENGINE=prefect|plain        with or without Prefect        RECIPE=r1-zero  for plan, stage and show
-#   FROM=stage UNTIL=stage      only this part of the recipe
+#   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1  for torture
 #   NAME=card CONFIG=… FILE=…   for card and card-check
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -18,6 +18,8 @@ STAGE ?=
 FILE ?=
 FROM ?=
 UNTIL ?=
+KILLS ?= 200
+SEED ?= 1
 
 RECIPES := $(notdir $(basename $(wildcard configs/recipes/*.yaml)))
 CHOICE = --scale $(SCALE) $(if $(RUN),--run $(RUN)) $(if $(ARGS),--args $(ARGS))
@@ -25,7 +27,7 @@ PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
-.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report pack unpack cards card card-check golden test check
+.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report pack unpack cards golden test check verify torture card card-check dapo dr-grpo gspo mini-r1 unsloth-gsm8k open-r1-zero deepscaler
 .PHONY: $(RECIPES) the-student
 
 help:  ## list the verbs
@@ -49,6 +51,13 @@ r1-zero-cold-start:  ## the same after a short SFT on worked solutions (real mod
 r1-full:  ## the whole DeepSeek-R1: cold start, reasoning RL, rejection sampling, second SFT, final RL
 distill:  ## SFT alone, on the demos of r1-full, for a smaller model
 ablations:  ## what is missing without the language reward and without the second SFT
+dapo:  ## r1-zero with DAPO's changes: clip higher, dynamic sampling, overlong punishment
+dr-grpo:  ## r1-zero with Dr. GRPO's loss
+gspo:  ## r1-zero with GSPO's ratio for whole responses
+mini-r1:  ## Countdown with a prefilled think tag, as in the Mini-R1 notebook
+unsloth-gsm8k:  ## the five rewards of Unsloth's GSM8K notebook
+open-r1-zero:  ## Open-R1's GRPO with its rewards and its pass-rate filter
+deepscaler:  ## responses that may grow, 8K to 16K to 24K tokens, in one stage
 mini-base:  ## make the mini scale's base model again from generated text
 mini-student:  ## make the mini scale's student model again from generated text
 
@@ -82,6 +91,9 @@ pack: setup  ## a run as one file, to go on with it on another machine: RUN=r1-z
 unpack: setup  ## put a packed run into runs/ and merge its weights again: FILE=r1-zero-mini.tar.gz
 	$(R1) unpack '$(FILE)'
 
+verify: setup  ## compare every finished file of a run with its checksum: RUN=r1-zero-mini
+	$(R1) verify $(or $(RUN),$(RECIPE)-$(SCALE))
+
 cards: setup  ## the data sets there are
 	$(R1) cards
 
@@ -96,6 +108,9 @@ golden: setup  ## write the resolved configurations in tests/golden again
 
 test: setup  ## the tests (under ten minutes on two cores)
 	@$(PY) -m pytest
+
+torture: setup  ## kill a small r1-full KILLS times (SEED) and compare every artifact with an unkilled run
+	@R1_RUNS=$(or $(R1_RUNS),runs/.torture) OMP_NUM_THREADS=1 $(PY) -m tests.torture --kills $(KILLS) --seed $(SEED)
 
 check: setup  ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

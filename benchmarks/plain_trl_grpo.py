@@ -123,7 +123,7 @@ class Scores:
         samples = [
             Sample(
                 problem=problem,
-                response=parse(text, prefilled=self.template.prefilled),
+                response=parse(text),
                 num_tokens=len(ids),
                 truncated=len(ids) >= self.max_tokens and ids[-1] not in self.ends,
                 max_tokens=self.max_tokens,

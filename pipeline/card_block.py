@@ -3,15 +3,26 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import CardError
+from pipeline.places import stays_inside
 from pipeline.settings import did_you_mean
 
 Shape = Literal["problem", "demo", "preference", "text"]
+
+
+def _inside(pattern: str) -> str:
+    if not stays_inside(pattern):
+        raise ValueError(f"'{pattern}' leaves the folder that R1_DATA names")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_inside)]
+"""A file or glob under the folder that R1_DATA names."""
 
 
 class _Block(BaseModel):
@@ -39,7 +50,7 @@ class Config(_Block):
     hub_config: str | None = None
     hub: Hub | None = Field(None, exclude_if=lambda hub: hub is None)
     """Where a config lies in another data set than the card's."""
-    mirror: dict[str, str] | None = None
+    mirror: dict[str, Pattern] | None = None
     constants: dict[str, str] = {}
 
 
@@ -52,7 +63,7 @@ class Block(_Block):
     package: str | None = None
     """The Python package behind a generator; its installed version is part of the revision."""
     hub: Hub | None = None
-    mirror: dict[str, str] = {}
+    mirror: dict[str, Pattern] = {}
     columns: dict[str, str] = {}
     constants: dict[str, str] = {}
     holdout: dict[str, float] = {}

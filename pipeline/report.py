@@ -10,7 +10,7 @@ file that fetches nothing and runs no script; text from a model is escaped and s
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -228,7 +228,8 @@ def _page(run: Run) -> dict[str, Any]:
         "domains": report_tables.tables_by_domain(columns),
         "steps": _steps(report_tables.steps_of(run)),
         "steps_beside": _steps(report_tables.steps_beside(run)),
-        "curves": _drawn_curves(run.stages),
+        "curves": _drawn_curves(run),
+        "source": run.source,
         "paper": report_paper,
         "samples": samples(run),
         "lineage": report_plots.draw_lineage(report_lineage.lineage_nodes(run)),
@@ -252,11 +253,11 @@ def _steps(steps: list[report_tables.Step]) -> dict[str, Any]:
     }
 
 
-def _drawn_curves(stages: Iterable[StageRecord]) -> list[tuple[str, int, int, list[report_plots.Drawing]]]:
+def _drawn_curves(run: Run) -> list[tuple[str, int, int, list[report_plots.Drawing]]]:
     """(stage, last step, window of the smooth line, drawings) for every stage with something to draw."""
     found = []
-    for stage in stages:
+    for stage in run.stages:
         longest: Curve = max(stage.curves.values(), key=len, default=[])
-        if drawings := report_plots.draw_curves(stage.curves):
+        if drawings := report_plots.draw_curves(stage.curves, run.published):
             found.append((stage.name, longest[-1][0], report_plots.smoothing_window(len(longest)), drawings))
     return found

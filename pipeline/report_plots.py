@@ -91,10 +91,14 @@ class Node:
     done: bool = True
 
 
-def draw_curves(curves: Mapping[str, Curve]) -> list[Drawing]:
-    """The small multiples of one training stage; panels with nothing to show are left out."""
+def draw_curves(curves: Mapping[str, Curve], published: Mapping[str, Curve] | None = None) -> list[Drawing]:
+    """The small multiples of one training stage; panels with nothing to show are left out.
+
+    Where others have `published` points of a metric that is shown, they are drawn behind it.
+    """
     panels = [(panel, _series(panel, curves)) for panel in PANELS if panel.instead_of not in curves]
-    return [_draw_panel(panel, series) for panel, series in panels if series]
+    shown = {name: points for name, points in (published or {}).items() if name in curves}
+    return [_draw_panel(panel, series, _series(panel, shown)) for panel, series in panels if series]
 
 
 def _series(panel: Panel, curves: Mapping[str, Curve]) -> dict[str, Curve]:
@@ -107,16 +111,24 @@ def _series(panel: Panel, curves: Mapping[str, Curve]) -> dict[str, Curve]:
     return {SERIES_LABELS.get(n, n.removeprefix("reward/")): points for n, points in finite.items() if points}
 
 
-def _draw_panel(panel: Panel, series: Mapping[str, Curve]) -> Drawing:
+def _draw_panel(panel: Panel, series: Mapping[str, Curve], published: Mapping[str, Curve]) -> Drawing:
     figure = _new_figure(3.5, 2.05)
     axes = figure.add_axes((0.145, 0.12, 0.835, 0.84))
     colours = [SERIES[number % len(SERIES)] for number in range(len(series))]
     for (label, points), colour in zip(series.items(), colours, strict=True):
         _draw_series(axes, points, colour, factor=100 if panel.percent else 1, thick=label == SERIES_LABELS["reward"])
+    for points in published.values():
+        steps, values = zip(*points, strict=True)
+        scaled = [value * (100 if panel.percent else 1) for value in values]
+        axes.plot(
+            steps, scaled, color=INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), marker="o", markersize=4, zorder=0
+        )
     if panel.percent:
         axes.set_ylim(0, min(101.5, axes.get_ylim()[1]))
     _dress(axes)
-    legend = tuple(zip(series, (CSS_COLOURS[colour] for colour in colours), strict=True)) if len(series) > 1 else ()
+    legend = tuple(zip(series, (CSS_COLOURS[colour] for colour in colours), strict=True))
+    legend += tuple((f"{label}, as published", CSS_COLOURS[INK]) for label in published)
+    legend = legend if len(legend) > 1 else ()
     return Drawing(panel.title, panel.unit, _svg(figure, panel.title), legend)
 
 

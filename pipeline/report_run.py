@@ -141,6 +141,10 @@ class Run:
     notes: list[str]
     beside: "Run | None" = None
     """The run whose measurements are shown beside this one's, as its recipe names it."""
+    published: Mapping[str, Curve] = field(default_factory=dict)
+    """Metric -> points that others have published, as the recipe names them."""
+    source: str = ""
+    """Where they stand."""
 
     @property
     def evaluations(self) -> list[StageRecord]:
@@ -184,7 +188,7 @@ def _read_one(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Ru
         for name, settings in planned.items()
         if isinstance(settings, dict)
     ]
-    seed = recipe.get("seed")
+    seed, published = recipe.get("seed"), recipe.get("published") or {}
     return Run(
         path=run_dir,
         recipe=str(recipe.get("recipe") or "unknown recipe"),
@@ -194,6 +198,11 @@ def _read_one(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Ru
         description=str(recipe.get("description") or ""),
         stages=stages,
         notes=notes,
+        published={
+            metric: sorted((int(step), float(value)) for step, value in points.items())
+            for metric, points in (published.get("curves") or {}).items()
+        },
+        source=str(published.get("source") or ""),
     )
 
 

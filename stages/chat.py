@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ModelError
 
+MAX_AFTER_BOX = 200  # characters; who goes on for longer has not given an answer
 THINK, END_THINK = "<think>", "</think>"
 ANSWER, END_ANSWER = "<answer>", "</answer>"
 TAGS = (THINK, END_THINK, ANSWER, END_ANSWER)
@@ -55,6 +56,13 @@ class Response:
     reasoning: str | None
     answer: str | None
     well_formed: bool
+    prefilled: bool = False
+    """The prompt ended in `<think>`, so `text` starts inside the reasoning."""
+
+    @property
+    def turn(self) -> str:
+        """What was said up to the first end-of-turn token, with the think tag that the prompt opened."""
+        return (THINK if self.prefilled else "") + one_turn(self.text)
 
 
 @dataclass(frozen=True)
@@ -63,17 +71,22 @@ class Template:
 
     pattern: str = ""
     """Plain-text prompt with `{user}` in it; empty = use the tokenizer's chat template."""
-    prefilled: bool = False
-    """The prompt ends in `<think>`, so the completion starts inside the reasoning."""
     start: str = ""
     """What stands between the prompt and the think tag (the mini tokenizer writes a space)."""
     between: str = " "
     """What stands between `</think>` and `<answer>`."""
     stop: tuple[str, ...] = ()
     """Strings at which sampling may stop: a base model would go on and play the User too."""
+    lead: str = ""
+    """What a prefilled response says before its think tag."""
 
-    def prompt(self, user: str, tokenizer: Any | None = None) -> str:
-        """The text a model continues. Raises ModelError if a chat template is needed and there is none."""
+    def prompt(self, user: str, tokenizer: Any | None = None, prefilled: bool = False) -> str:
+        """The text a model continues; with `prefilled` it ends in `<think>`, and the completion starts inside the
+        reasoning. Raises ModelError if a chat template is needed and there is none.
+        """
+        return self._question(user, tokenizer) + (self.lead + self.start + THINK if prefilled else "")
+
+    def _question(self, user: str, tokenizer: Any | None) -> str:
         if self.pattern:
             return self.pattern.replace("{user}", user)  # not .format: a question may hold braces
         if getattr(tokenizer, "chat_template", None) is None:
@@ -85,15 +98,13 @@ class Template:
 
     def response(self, reasoning: str, answer: str) -> str:
         """A demo's response as it follows the prompt, without the end token."""
-        opening = " " if self.prefilled else f"{self.start}{THINK} "
-        return f"{opening}{reasoning} {END_THINK}{self.between}{ANSWER} {answer} {END_ANSWER}"
+        return f"{self.start}{THINK} {reasoning} {END_THINK}{self.between}{ANSWER} {answer} {END_ANSWER}"
 
 
 TEMPLATES: dict[str, Template] = {
     "mini": Template(pattern="Q: {user}\nA:", start=" ", between=""),
     "r1_zero": Template(pattern=_R1_ZERO, start=" ", stop=("\nUser:",)),
-    "r1_zero_prefilled": Template(pattern=_R1_ZERO + " " + THINK, prefilled=True, stop=("\nUser:",)),
-    "chat": Template(),
+    "chat": Template(lead="I take this step by step.\n"),
 }
 
 
@@ -102,7 +113,7 @@ def parse(text: str, *, prefilled: bool = False) -> Response:
 
     Args:
         text: the completion, without the prompt; with or without end-of-turn tokens.
-        prefilled: the prompt ended in `<think>` (`Template.prefilled`).
+        prefilled: the prompt ended in `<think>` (`Template.prompt`).
 
     The answer is what stands in the single answer block after the last `</think>`; without any answer block
     there, what stands in the single balanced `\\boxed{}` there; otherwise None. Reasoning that was never
@@ -114,7 +125,7 @@ def parse(text: str, *, prefilled: bool = False) -> Response:
     whole = THINK + turn if prefilled else turn
     reasoning, rest = _split(whole)
     answer = None if rest is None else _answer(rest)
-    return Response(text, reasoning, answer, well_formed=not ran_on and _is_well_formed(whole))
+    return Response(text, reasoning, answer, not ran_on and _is_well_formed(whole), prefilled)
 
 
 def one_turn(text: str) -> str:
@@ -151,8 +162,8 @@ def judged_text(response: Response, scope: Literal["answer", "whole"]) -> str | 
 
 
 def boxed(text: str) -> str | None:
-    """What stands in the only `\\boxed{}` of the text; None if there is none, more than one, or it is not
-    closed.
+    """What stands in the only `\\boxed{}` of the text; None if there is none, more than one, it is not closed, or the
+    text goes on for more than MAX_AFTER_BOX characters.
     """
     if text.count(r"\boxed") != 1:
         return None
@@ -163,7 +174,7 @@ def boxed(text: str) -> str | None:
     for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)  # an escaped brace is a character, not a bracket
         if depth == 0 and brace.group() == "}":
-            return text[start + 1 : brace.start()]
+            return text[start + 1 : brace.start()] if len(text) - brace.end() <= MAX_AFTER_BOX else None
     return None
 
 

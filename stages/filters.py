@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stages.chat import Response, without_tags
 from stages.language import language_share
-from stages.rewards.repetition import repeated_share
+from stages.rewards.repetition_penalty import repeated_share
 
 REPETITION_NGRAM = 10
 """Words (Chinese: characters) that count as said again; careful reasoning repeats a third of its 3-grams."""

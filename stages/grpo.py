@@ -16,6 +16,7 @@ are not computed again; reward hacking is watched for while it could begin (`sta
 Command: `make stage STAGE=r1_zero`, or as part of `make r1-zero`; `STAGE=final_rl` for the final RL of `make r1-full`
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -28,6 +29,7 @@ from pipeline.refs import DatasetRef, Ref, RewardModelRef
 from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
 from stages.alarm import Alarm
 from stages.difficulty import read_pass_rates, within
+from stages.lengthening import Phase
 from stages.rewards import AnyReward, Sample, Scorer, score_many
 from stages.rewards.accuracy import Accuracy
 from stages.rewards.checkers import Verdict, check_many
@@ -37,6 +39,8 @@ from stages.training import TrainingStage, merge_metrics
 
 if TYPE_CHECKING:
     from stages.engines.samplers import Completion
+
+log = logging.getLogger(__name__)
 
 # Golds that are tried before training; a card of a million problems is not judged whole.
 MAX_GOLDS_CHECKED = 5000
@@ -82,6 +86,7 @@ class GRPO(TrainingStage, SamplingStage):
     )
     alarm: Runtime[Alarm] = Field(Alarm(), description="what is done about reward hacking")
 
+    lengthening: tuple[Phase, ...] = Field((), description="phases with longer responses, in their order")
     max_steps: int = Field(100, ge=1, description="updates of the policy")
     num_problems: int = Field(32, ge=1, description="problems in each step")
     num_generations: int = Field(8, ge=2, description="responses to each problem: the group G")
@@ -96,6 +101,9 @@ class GRPO(TrainingStage, SamplingStage):
     scale_rewards: Literal["group", "batch", "none"] = "group"
     mask_truncated_completions: bool = Field(False, description="leave cut-off responses out of the loss")
     num_iterations: int = Field(1, ge=1, description="updates on each batch of responses")
+    dynamic_sampling: int = Field(
+        0, ge=0, description="times that groups with equal rewards are replaced by further problems (DAPO); 0 = never"
+    )
     ref_model_sync_steps: int = Field(0, ge=0, description="steps between refreshes of the KL reference; 0 = never")
 
     @model_validator(mode="after")
@@ -117,6 +125,28 @@ class GRPO(TrainingStage, SamplingStage):
         if model is not None and not is_listed:
             raise ValueError(f"no reward asks this model: list one of kind '{kind}', or leave the model out")
         return model
+
+    @field_validator("dynamic_sampling")
+    @classmethod
+    def _has_one_deck(cls, times: int, info: ValidationInfo) -> int:
+        if times and info.data.get("late_problems"):
+            raise ValueError(
+                "further problems cannot be drawn where some enter late: leave late_problems out, or set 0"
+            )
+        return times
+
+    @field_validator("lengthening")
+    @classmethod
+    def _is_in_order(cls, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        begins = [phase.from_fraction for phase in phases]
+        if begins != sorted(set(begins)):
+            raise ValueError("each phase must begin after the one before: their from_fraction must rise")
+        return phases
+
+    def in_phase(self, phase: Phase) -> "GRPO":
+        """The same stage with the limits of a phase."""
+        length, count = self.max_completion_length * phase.length, self.num_generations * phase.generations
+        return self.model_copy(update={"max_completion_length": round(length), "num_generations": round(count)})
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Trains and saves the model; returns means over the last tenth of the steps.
@@ -194,7 +224,10 @@ def _require(problems: list[dict[str, str]], wanted: int, what: str) -> None:
 
 
 def usable(problems: list[dict[str, str]]) -> tuple[list[dict[str, str]], int]:
-    """Problems whose gold answer can be checked against, and how many were left out; DataError if all."""
+    """Problems whose gold answer can be checked against, and how many were left out; DataError if all.
+
+    Each one left out is named in the log.
+    """
     tried = problems[:MAX_GOLDS_CHECKED]
     verdicts = check_many([("", problem) for problem in tried])
     bad = {i for i, verdict in enumerate(verdicts) if verdict is Verdict.gold_unusable}
@@ -205,11 +238,16 @@ def usable(problems: list[dict[str, str]]) -> tuple[list[dict[str, str]], int]:
             f"{first['checker']!r}",
             hint="look at the columns `answer` and `checker` of the data card",
         )
+    for i in sorted(bad):
+        found = problems[i]
+        log.warning(
+            "problem %s is left out: %s cannot use its gold %.80r", found["id"], found["checker"], found["answer"]
+        )
     return [problem for i, problem in enumerate(problems) if i not in bad], len(bad)
 
 
 def closing_means(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means of the headline curves over the last tenth of the steps."""
-    last = rows[-max(1, len(rows) // 10) :]
+    """Means of the headline curves over their last tenth; a step that sampled nothing has no part in some of them."""
     names = ("reward", "pass_at_1", "mean_response_tokens", "step_seconds")
-    return {name: fmean(row[name] for row in last) for name in names if all(row.get(name) is not None for row in last)}
+    found = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    return {name: fmean(values[-max(1, len(values) // 10) :]) for name, values in found.items() if values}

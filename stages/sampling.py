@@ -16,7 +16,7 @@ from stages.rewards.checkers import Verdict, answer_text, check_many
 if TYPE_CHECKING:
     from stages.engines.samplers import Completion, Sampler
 
-Template = Literal["mini", "r1_zero", "r1_zero_prefilled", "chat"]
+Template = Literal["mini", "r1_zero", "chat"]
 
 
 class Vllm(BaseModel):
@@ -35,6 +35,7 @@ class SamplingStage(Stage, ABC):
     """The fields of a stage that samples."""
 
     template: Template = Field("r1_zero", description="how a problem becomes a prompt (stages/chat.py)")
+    prefilled: bool = Field(False, description="the prompt ends in <think>: a response starts inside the reasoning")
     max_completion_length: int = Field(256, ge=1, description="tokens of a response; longer ones are cut off")
     temperature: float = Field(1.0, ge=0, description="0 = always the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1)
@@ -48,11 +49,11 @@ class SamplingStage(Stage, ABC):
     def prompts(self, problems: Sequence[dict[str, Any]], tokenizer: Any) -> list[str]:
         """The text the model continues, for each problem."""
         template = TEMPLATES[self.template]
-        return [template.prompt(problem["prompt"], tokenizer) for problem in problems]
+        return [template.prompt(problem["prompt"], tokenizer, self.prefilled) for problem in problems]
 
     def parse(self, text: str) -> Response:
-        """A completion taken apart, as this stage's template wrote its prompt."""
-        return parse(text, prefilled=TEMPLATES[self.template].prefilled)
+        """A completion taken apart, as this stage wrote its prompt."""
+        return parse(text, prefilled=self.prefilled)
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 A row is (name, completion, checker, gold, verdict, well_formed). The tests in test_checkers.py read it.
 """
 
+from tests import hostile_expressions
+
 Row = tuple[str, str, str, str, str, bool]
 
 
@@ -304,4 +306,4 @@ OTHER_CHECKERS: list[Row] = [
     ),
 ]
 
-ROWS: list[Row] = [*HONEST, *NOT_AN_ANSWER, *BROKEN_FORMAT, *OTHER_CHECKERS]
+ROWS: list[Row] = [*HONEST, *NOT_AN_ANSWER, *BROKEN_FORMAT, *OTHER_CHECKERS, *hostile_expressions.ROWS]

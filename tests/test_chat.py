@@ -47,7 +47,7 @@ def test_the_mini_template_is_exactly_what_the_mini_base_was_trained_on() -> Non
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_template_s_own_response_is_well_formed(name: str) -> None:
     template = TEMPLATES[name]
-    response = parse(template.response("two and two", "4"), prefilled=template.prefilled)
+    response = parse(template.response("two and two", "4"))
     assert (response.well_formed, response.reasoning, response.answer) == (True, "two and two", "4")
 
 
@@ -57,10 +57,16 @@ def test_a_question_with_braces_and_percent_signs_reaches_the_prompt_unchanged(n
     assert question in TEMPLATES[name].prompt(question, ToyTokenizer())
 
 
-def test_only_the_prefilled_template_ends_in_an_open_think_tag() -> None:
-    ends = {name: template.prompt("?", ToyTokenizer()).endswith("<think>") for name, template in TEMPLATES.items()}
-    assert ends == {name: template.prefilled for name, template in TEMPLATES.items()}
-    assert any(ends.values())
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prefilled_prompt_is_the_prompt_with_an_open_think_tag_after_it(name: str) -> None:
+    plain, prefilled = (TEMPLATES[name].prompt("?", ToyTokenizer(), opened) for opened in (False, True))
+    assert prefilled.startswith(plain) and prefilled.endswith("<think>") and not plain.endswith("<think>")
+
+
+def test_a_prefilled_response_s_turn_has_the_tag_that_its_prompt_opened() -> None:
+    text = "six sevens </think> <answer> 42 </answer><|endoftext|> more"
+    assert parse(text, prefilled=True).turn == "<think>six sevens </think> <answer> 42 </answer>"
+    assert parse(text).turn == "six sevens </think> <answer> 42 </answer>"
 
 
 def test_the_chat_template_asks_for_both_tags() -> None:

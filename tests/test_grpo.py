@@ -17,7 +17,7 @@ from pipeline.stage import ModelSource, Workdir, read_jsonl
 from stages.engines.merging import merge_and_save
 from stages.engines.models import load_model, load_tokenizer
 from stages.engines.samplers import Sampling, TransformersSampler
-from stages.grpo import GRPO, usable
+from stages.grpo import GRPO, closing_means, usable
 from stages.training import Lora
 from tests.toy_model import save_toy_model
 
@@ -132,6 +132,18 @@ RESUMED = {
     "kl with lora, refreshed": {"lora": Lora(rank=4, alpha=8), "beta": 0.1, "ref_model_sync_steps": 3},
     "kl with all weights, refreshed": {"beta": 0.1, "ref_model_sync_steps": 3},
     "two updates a batch, cut between them": {"num_iterations": 2, "save_steps": 3},
+    "dynamic sampling": {"dynamic_sampling": 2},
+    "in the second of three phases": {
+        "lengthening": [
+            {"from_fraction": 0.1, "length": 2, "generations": 2},
+            {"from_fraction": 0.8, "length": 3, "generations": 2},
+        ]
+    },
+    "where a phase begins, with lora and a reference": {
+        "lengthening": [{"from_fraction": 0.5, "length": 2, "generations": 2}],
+        "lora": Lora(rank=4, alpha=8, dropout=0.1),
+        "beta": 0.1,
+    },
 }
 
 
@@ -196,6 +208,49 @@ def test_groups_without_an_advantage_are_not_trained_and_harm_nothing(base: Path
     assert [row["trained_share"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0.0] * 6
 
 
+def test_dynamic_sampling_trains_on_groups_that_have_a_signal(base: Path, tmp_path: Path) -> None:
+    without, within = tmp_path / "without", tmp_path / "within"
+    settings = {"max_steps": 3, "num_problems": 6, "learning_rate": 1e-6}
+    train(toy(**settings), base, without)
+    train(toy(**settings, dynamic_sampling=4), base, within)
+    before, after = read_jsonl(without / "metrics.jsonl"), read_jsonl(within / "metrics.jsonl")
+    assert 0 < before[0]["zero_variance_share"] == after[0]["zero_variance_share"]
+    assert sum(row["trained_share"] for row in before) < sum(row["trained_share"] for row in after)
+    assert all(0 < row["num_further_problems"] <= 4 * 6 for row in after)
+    assert after[0]["reward"] == before[0]["reward"]  # measured on the step's own problems, with and without
+
+
+def test_dynamic_sampling_gives_up_where_nothing_has_a_signal(base: Path, tmp_path: Path) -> None:
+    class AllEqual(FirstByte):
+        def score(self, problems: Sequence[Any], completions: Sequence[Any], fraction: float) -> list[dict[str, Any]]:
+            return [{"reward": 0.3, "reward/accuracy": 0.3} for _ in completions]
+
+    weights = train(toy(AllEqual, dynamic_sampling=50, max_steps=1), base, tmp_path)
+    assert same(weights, load_model(base, device="cpu").state_dict())
+    assert read_jsonl(tmp_path / "metrics.jsonl")[0]["num_further_problems"] == 12 - 4  # every problem once, no more
+
+
+def test_each_phase_samples_longer_and_more(base: Path, tmp_path: Path) -> None:
+    phases = [{"from_fraction": 0.3, "length": 2, "generations": 2}, {"from_fraction": 0.8, "length": 3}]
+    seen: list[tuple[int, int]] = []
+
+    class Counting(FirstByte):
+        def score(self, problems: Sequence[Any], completions: Sequence[Any], fraction: float) -> list[dict[str, Any]]:
+            seen.append((len(completions), max(len(c.token_ids) for c in completions)))
+            return super().score(problems, completions, fraction)
+
+    train(toy(Counting, lengthening=phases), base, tmp_path)
+    assert seen == [(16, 6)] * 2 + [(32, 12)] * 3 + [(16, 18)]
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_phase_begins_by_itself_when_responses_are_cut_off(base: Path, tmp_path: Path) -> None:
+    phases = [{"from_fraction": 0.95, "clipped_share": 0.5, "length": 2}]
+    train(toy(lengthening=phases, max_steps=14, learning_rate=1e-6), base, tmp_path)
+    tokens = [row["mean_response_tokens"] for row in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert max(tokens[:10]) <= 6 < min(tokens[10:])  # ten steps are looked at
+
+
 def test_the_saved_model_is_the_trained_one_and_its_adapter_lies_beside(base: Path, tmp_path: Path) -> None:
     trained = train(toy(lora=Lora(rank=4, alpha=8)), base, tmp_path)
     assert not same(trained, load_model(base, device="cpu").state_dict())
@@ -218,6 +273,7 @@ REFUSED = {
     "an optimiser that needs CUDA": ({"optim": "adamw_8bit"}, ResourceError, "needs CUDA"),
     "4-bit weights without an adapter": ({"quantization": "nf4"}, ConfigError, "nothing to train"),
     "a refresh without a reference": ({"ref_model_sync_steps": 5}, ConfigError, "there is none"),
+    "a phase beyond the context": ({"lengthening": [{"from_fraction": 0.5, "length": 50}]}, DataError, "of 300"),
     "fewer problems than a step takes": ({"num_problems": 50}, DataError, "12 usable problems"),
     "a prompt beyond the context": ({"max_completion_length": 250}, DataError, "problem 'p10'"),
     "vLLM without CUDA": ({"sampler": "vllm"}, ResourceError, "sampler 'vllm'"),
@@ -239,10 +295,17 @@ def test_a_misspelt_trl_setting_gets_a_suggestion(base: Path, tmp_path: Path) ->
         train(toy(trl={"step_per_generation": 2}), base, tmp_path)
 
 
-def test_golds_that_cannot_be_checked_are_left_out_and_counted() -> None:
+def test_headline_figures_are_those_of_the_last_steps_that_have_them() -> None:
+    rows: list[dict[str, Any]] = [{"reward": 0.1, "step_seconds": 9.0}, {"reward": 0.7, "step_seconds": 3.0}]
+    rows += [{"step_seconds": 2.0}, {"reward": None, "step_seconds": 1.0}]  # updates on what was sampled before
+    assert closing_means(rows) == {"reward": 0.7, "step_seconds": 1.0}
+
+
+def test_golds_that_cannot_be_checked_are_left_out_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
     bad = [{**row, "answer": ""} for row in problems(3)]
     kept, num_bad = usable(problems(5) + bad)
     assert [row["id"] for row in kept] == ["p0", "p1", "p2", "p3", "p4"] and num_bad == 3
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["p0", "p1", "p2"]
     with pytest.raises(DataError, match="no gold answer can be used: problem 'p0'"):
         usable(bad)
 

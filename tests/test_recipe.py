@@ -98,6 +98,13 @@ def test_a_mistake_in_a_recipe_is_one_sentence(toy, r1, recipe, sentence):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("published", ["a notebook", "{source: a}", "{source: a, curves: {pass_at_1: {soon: 0.5}}}"])
+def test_a_published_result_has_a_source_and_points(toy, published):
+    write(toy, "recipes/toy", f"published: {published}\nstages: {{data: {{kind: count}}}}")
+    with pytest.raises(ConfigError, match="recipe toy: published: "):
+        load_recipe("toy", "mini")
+
+
 def test_a_typo_is_answered_with_the_nearest_word(toy, r1):
     assert "did you mean 'n'?" in r1("plan", "toy", "--args", "stages.data.nn=3")[1]
     assert "did you mean 'toy'?" in r1("plan", "toyy")[1]

@@ -18,7 +18,7 @@ from pipeline import report, report_lineage, report_plots, report_samples, repor
 from pipeline.artifact import read_json, seal, write_json
 from pipeline.errors import ArtifactError
 from pipeline.report_measures import Measure
-from pipeline.report_run import StageRecord, read_run
+from pipeline.report_run import Curve, StageRecord, read_run
 from pipeline.report_tables import Column
 from tests.toy_run import HOSTILE, NUM_PROBLEMS, NUM_STEPS, curve_row, measures, write_toy_run
 
@@ -171,6 +171,23 @@ def test_panels_without_data_are_skipped_and_loss_stands_in_for_reward() -> None
     assert [drawing.title for drawing in only_loss] == ["Loss"]
     with_reward = report_plots.draw_curves({"loss": [(1, 0.0)], "reward": [(1, 0.5)]})
     assert [drawing.title for drawing in with_reward] == ["Reward and its parts"]
+
+
+def test_published_points_stand_behind_the_curve_they_belong_to() -> None:
+    curves: dict[str, Curve] = {"pass_at_1": [(1, 0.1), (2, 0.2)], "kl": [(1, 0.0), (2, 0.1)]}
+    published: dict[str, Curve] = {"pass_at_1": [(100, 0.25), (450, 0.5)], "entropy": [(1, 2.0)]}
+    ours, both = report_plots.draw_curves(curves), report_plots.draw_curves(curves, published)
+    assert [drawing.title for drawing in ours] == [drawing.title for drawing in both]
+    assert [label for label, _ in both[0].legend] == ["pass_at_1", "pass_at_1, as published"] and not ours[0].legend
+    assert both[0].svg != ours[0].svg and both[1].svg.count("<path") == ours[1].svg.count("<path")
+
+
+def test_the_page_names_the_source_of_what_was_published(run_dir: Path) -> None:
+    recipe = read_json(run_dir / "recipe.json")
+    published = {"source": "<b>a notebook</b>", "curves": {"pass_at_1": {"100": 0.25}}}
+    write_json(run_dir / "recipe.json", {**recipe, "published": published})
+    assert read_run(run_dir).published == {"pass_at_1": [(100, 0.25)]}
+    assert "as published, &lt;b&gt;a notebook&lt;/b&gt;" in report.write_report(run_dir).read_text()
 
 
 def test_the_rolling_mean_keeps_constants_and_both_ends() -> None:

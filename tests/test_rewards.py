@@ -18,8 +18,8 @@ from stages.rewards.format import Format
 from stages.rewards.harmlessness import Harmlessness
 from stages.rewards.helpfulness import Helpfulness
 from stages.rewards.language import Language
-from stages.rewards.length import Length
-from stages.rewards.repetition import Repetition
+from stages.rewards.repetition_penalty import RepetitionPenalty
+from stages.rewards.soft_overlong_punishment import SoftOverlongPunishment
 
 GOOD = " <think> six times seven </think><answer> 42 </answer>"
 
@@ -64,7 +64,7 @@ def test_a_reward_is_read_from_settings_by_its_kind(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"kind": "beauty"}, {"kind": "format", "wait": 1}, {"kind": "length", "soft_punish_cache": -1}],
+    [{"kind": "beauty"}, {"kind": "format", "wait": 1}, {"kind": "soft_overlong_punishment", "soft_punish_cache": -1}],
 )
 def test_unknown_kinds_fields_and_values_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -94,20 +94,24 @@ def test_format_pays_for_the_well_formed_only() -> None:
     ("num_tokens", "value"), [(1, 0.0), (75, 0.0), (80, -0.2), (100, -1.0), (101, -1.0), (9999, -1.0)]
 )
 def test_length_follows_equation_13_of_dapo(num_tokens: int, value: float) -> None:
-    assert Length(soft_punish_cache=0.25).score(make_sample(num_tokens=num_tokens)) == pytest.approx(value)
-    assert Length(soft_punish_cache=25).score(make_sample(num_tokens=num_tokens)) == pytest.approx(value)
+    assert SoftOverlongPunishment(soft_punish_cache=0.25).score(make_sample(num_tokens=num_tokens)) == pytest.approx(
+        value
+    )
+    assert SoftOverlongPunishment(soft_punish_cache=25).score(make_sample(num_tokens=num_tokens)) == pytest.approx(
+        value
+    )
 
 
 def test_length_agrees_with_trl() -> None:
     rewards = pytest.importorskip("trl.rewards")
     theirs = rewards.get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
-    ours = Length(max_completion_len=100, soft_punish_cache=20)
+    ours = SoftOverlongPunishment(max_completion_len=100, soft_punish_cache=20)
     lengths = range(0, 120, 7)
     assert [ours.score(make_sample(num_tokens=n)) for n in lengths] == pytest.approx(theirs([[1] * n for n in lengths]))
 
 
 def test_length_without_a_soft_zone_only_punishes_the_overlong() -> None:
-    reward = Length(max_completion_len=50, soft_punish_cache=0)
+    reward = SoftOverlongPunishment(max_completion_len=50, soft_punish_cache=0)
     assert [reward.score(make_sample(num_tokens=n)) for n in (50, 51)] == [0.0, -1.0]
 
 
@@ -123,12 +127,12 @@ def test_length_without_a_soft_zone_only_punishes_the_overlong() -> None:
     ],
 )
 def test_repetition_is_the_share_of_repeated_ngrams(text: str, value: float) -> None:
-    assert Repetition().score(make_sample(text)) == pytest.approx(value)
+    assert RepetitionPenalty().score(make_sample(text)) == pytest.approx(value)
 
 
 def test_repetition_without_spaces_is_seen_too() -> None:
-    assert Repetition().score(make_sample("ha" * 5000)) < -0.9
-    assert Repetition(max_penalty=-0.5).score(make_sample("哈" * 5000)) == pytest.approx(-0.5, abs=0.01)
+    assert RepetitionPenalty().score(make_sample("ha" * 5000)) < -0.9
+    assert RepetitionPenalty(max_penalty=-0.5).score(make_sample("哈" * 5000)) == pytest.approx(-0.5, abs=0.01)
 
 
 def test_language_looks_at_the_reasoning_only_unless_told_otherwise() -> None:
@@ -158,7 +162,7 @@ def test_a_reward_that_does_not_apply_is_not_zero() -> None:
 
 def test_a_batch_gets_the_same_as_one_by_one() -> None:
     samples = [make_sample(answer=gold, domain=domain) for gold in ("41", "42") for domain in ("math", "general")]
-    rewards = [Accuracy(domains=("math",)), Format(), Length(), Repetition(), Language()]
+    rewards = [Accuracy(domains=("math",)), Format(), SoftOverlongPunishment(), RepetitionPenalty(), Language()]
     assert score_many(rewards, samples) == [score_all(rewards, sample) for sample in samples]
 
 
@@ -190,7 +194,7 @@ def test_no_text_makes_a_reward_raise_or_leave_its_range(text: str, tokens: int)
     )
     models = {kind: Shouter() for kind in REWARDS}
     parts = score_all([reward() for reward in REWARDS.values()], sample, models)
-    assert all(part is None or -1.0 <= part <= 1.0 for kind, part in parts.items() if kind != "reward")
+    assert all(part is None or -1.0 <= part <= 2.0 for kind, part in parts.items() if kind != "reward")
 
 
 # --- rewards that ask a reward model ------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from stages.engines.models import (
 from stages.engines.reward_models import RewardModelScorer
 from stages.engines.samplers import Sampler, Sampling, encode_prompts
 from stages.engines.schedule import Late
+from stages.lengthening import Lengthening
 
 if TYPE_CHECKING:
     from stages.grpo import GRPO, Problems
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 with quiet():
     from trl import GRPOConfig
 
-    from stages.engines.grpo_trainer import NEED_WHOLE_BATCH, Score, TokenBudgetGRPOTrainer
+    from stages.engines.grpo_trainer import NEED_WHOLE_BATCH, TokenBudgetGRPOTrainer
 
 # Settings of GRPOConfig that have the same name in the stage and are passed on as they are.
 _PASSED_ON = [
@@ -60,6 +61,8 @@ def check(stage: "GRPO") -> None:
         if name in stage.trl:
             raise ConfigError(f"trl: '{name}' looks at the whole batch at once and cannot be cut into micro-batches")
     trainers.check_quantization(stage.quantization, stage.lora)
+    for reward in stage.rewards:
+        reward.check_machine()
     if stage.ref_model_sync_steps and not stage.beta:
         raise ConfigError(
             "ref_model_sync_steps refreshes the KL reference, but beta is 0: there is none", hint="set beta"
@@ -73,45 +76,58 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
     """
     device, source = choose_device(stage.device), inputs.checkpoint("model")
     tokenizer = load_tokenizer(source)
-    model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
+    newest = checkpoints.newest_whole(work.checkpoints)
+    lengthening = Lengthening.resumed(stage.lengthening, stage.max_steps, newest)
+    longest = stage.in_phase(max([lengthening.phase, *stage.lengthening], key=lambda phase: phase.length))
     rows = problems.early + problems.late
     prompts, watched = stage.prompts(rows, tokenizer), stage.prompts(problems.held_out, tokenizer)
     all_prompts = encode_prompts(tokenizer, prompts + watched)
-    _check_prompt_lengths(all_prompts, rows + problems.held_out, context_length(model), stage)
-    sampler = open_sampler(stage, source, tokenizer, device, model)
+    model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
+    _check_prompt_lengths(all_prompts, rows + problems.held_out, context_length(model), longest)
+    sampler = open_sampler(longest, source, tokenizer, device, model)
     hacking = _hacking_watch(stage, problems.held_out, watched, sampler)
-    with quiet():
-        trainer = TokenBudgetGRPOTrainer(
+    models = _reward_models(stage, inputs, device)
+
+    def trainer_of(now: "GRPO", model: Any) -> TokenBudgetGRPOTrainer:
+        return TokenBudgetGRPOTrainer(
             model=model,
             tokenizer=tokenizer,
-            args=_config(stage, source, work, device),
+            args=_config(now, source, work, device),
             problems=[{"prompt": prompt, "row": row} for prompt, row in zip(prompts, rows, strict=True)],
             sampler=sampler,
-            sampling=_sampling(stage, stage.seed),
-            score=_score(stage, inputs, device),
+            sampling=_sampling(now, stage.seed),
+            score=partial(now.score, models=models) if models else now.score,
             reward_weights={reward.kind: reward.weight for reward in stage.rewards},
             token_budget=None if stage.token_budget == "auto" else stage.token_budget,
             reference_every=stage.ref_model_sync_steps,
             mask_truncated=stage.mask_truncated_completions,
             late=Late(len(problems.late), stage.late_from, stage.late_share) if problems.late else None,
             hacking=hacking,
+            dynamic_sampling=stage.dynamic_sampling,
+            lengthening=lengthening,
         )
+
+    with quiet():
         shutil.rmtree(work.path / LAST_GOOD, ignore_errors=True)
-        trainers.run_training(trainer, work)
+        trainer = trainer_of(stage.in_phase(lengthening.phase), model)
+        while trainers.run_training(trainer, work) < stage.max_steps and not (hacking and hacking.has_stopped):
+            # Another phase has begun. It goes on from its checkpoint as a resumed run would, so both are the same.
+            del trainer, model
+            model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
+            trainer = trainer_of(stage.in_phase(lengthening.phase), model)
         sampler.close()
         if hacking and hacking.has_stopped:
             raise _stopped(trainer, hacking, work)
         merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.path)
 
 
-def _score(stage: "GRPO", inputs: Inputs, device: torch.device) -> Score:
-    """The stage's `score`, with its reward models opened."""
-    models = {
+def _reward_models(stage: "GRPO", inputs: Inputs, device: torch.device) -> dict[str, RewardModelScorer]:
+    """The stage's reward models, opened, by the kind of reward that asks them."""
+    return {
         field.removesuffix("_model"): RewardModelScorer(inputs.checkpoint(field), device, stage.template)
         for field in ("helpfulness_model", "harmlessness_model")
         if getattr(stage, field)
     }
-    return partial(stage.score, models=models) if models else stage.score
 
 
 def _sampling(stage: "GRPO", seed: int) -> Sampling:

@@ -24,21 +24,22 @@ from accelerate.utils import gather
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from stages.engines.curves import note, reward_curves, sampling_curves
+from stages.engines.curves import note, reward_curves, reward_table, sampling_curves, training_curves
+from stages.engines.dynamic_sampling import Group, other_problems, refilled
 from stages.engines.engine_correction import importance_ratio
 from stages.engines.hacking import HackingWatch
-from stages.engines.models import peak_memory_gib
+from stages.engines.models import copy_policy, peak_memory_gib
 from stages.engines.samplers import Completion, Sampler, Sampling, encode_prompts
 from stages.engines.schedule import EpochSampler, Late, LateSampler
 from stages.engines.shared_prompt import can_share_prompts, completion_logprobs
 from stages.engines.token_budget import (
     Batch,
-    MicroBatch,
     cut,
     micro_batch_weight,
     plan_batch,
 )
 from stages.engines.trainers import PipelineTrainer
+from stages.lengthening import Lengthening
 
 # Rewards of one batch: (problem rows, their completions, share of training done) -> one mapping a completion
 # with
@@ -67,12 +68,16 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         mask_truncated: bool = False,
         late: Late | None = None,
         hacking: HackingWatch | None = None,
+        dynamic_sampling: int = 0,
+        lengthening: Lengthening | None = None,
     ) -> None:
         """`reward_weights`: weight of each `reward/<kind>`; `token_budget` None = found from memory.
 
         `reference_every`: the KL reference becomes the current policy every so many steps (0 = never).
         `mask_truncated`: responses cut at the length limit have no part in the loss.
         `late`: the last of the problems enter late; `hacking`: looks for reward hacking after each step.
+        `dynamic_sampling`: times that groups without a signal are replaced by further problems.
+        `lengthening`: ends this training, with a checkpoint, where another phase begins.
         """
         args.reward_weights = list(reward_weights.values())
         super().__init__(
@@ -87,13 +92,13 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self.reference_every = reference_every
         self.mask_truncated = mask_truncated
         self.late, self.hacking = late, hacking
+        self.dynamic_sampling, self.lengthening = dynamic_sampling, lengthening
         self.token_budget = token_budget
         # Recomputed layers cannot write to a cache, and DDP counts on one forward pass for each backward.
         alone = self.accelerator.num_processes == 1 and not args.gradient_checkpointing
         self._shares_prompts = alone and can_share_prompts(self.model)
-        self._completions: list[Completion] = []
+        self._groups: list[Group] = []
         self._part: Batch = {}
-        self._flat_rows = torch.zeros(0, dtype=torch.bool)
         self._step_metrics: dict[str, float] = {}
         self._step_began = time.perf_counter()
 
@@ -114,52 +119,84 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
 
     # --- sampling and scoring ----------------------------------------------------------------------
 
-    def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
-        """Samples G responses for each problem; `prompts` holds every prompt G times, in a row."""
-        began = time.perf_counter()
-        self.sampler.sync(self.accelerator.unwrap_model(self.model), self.state.global_step)
-        sampling = _reseeded(self.sampling, self.args.seed, self._step, self.accelerator.process_index)
-        groups = self.sampler.generate(prompts[:: self.num_generations], self.num_generations, sampling)
-        self.sampler.sleep()
-        self._completions = [completion for group in groups for completion in group]
-        self._step_metrics |= sampling_curves(self._completions, time.perf_counter() - began)
-        prompt_ids = encode_prompts(self._tokenizer, prompts)
-        token_ids = [c.token_ids for c in self._completions]
-        logprobs = [c.logprobs for c in self._completions] if self._corrects_engine else None
-        return prompt_ids, token_ids, None, [c.text for c in self._completions], logprobs, {}, None, []
-
-    def _calculate_rewards(
-        self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: Any
-    ) -> torch.Tensor:
-        """Every part of the reward of each response, (B, kinds); NaN where a part does not apply."""
-        fraction = self.state.global_step / max(1, self.args.max_steps)
-        problems = [x["row"] for x in inputs]
-        parts = self.score(problems, self._completions, fraction)
-        table = [[_number(part[f"reward/{kind}"]) for kind in self.reward_func_names] for part in parts]
-        rewards = torch.tensor(table, dtype=torch.float32, device=self.accelerator.device)
-        self._step_metrics |= reward_curves(rewards, self.reward_func_names, problems)
-        if self.hacking:
-            self.hacking.note(rewards, self.reward_func_names, self.num_generations)
-        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
-        groups = totals.view(-1, self.num_generations)
-        flat = (groups == groups[:, :1]).all(1)
-        self._flat_rows = flat.repeat_interleave(self.num_generations)
-        self._step_metrics |= {
-            "reward": totals.mean().item(),
-            "zero_variance_share": flat.float().mean().item(),
-        }
-        return gather(rewards)
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
-        output = super()._generate_and_score_completions(inputs)
+        """Samples and scores a group for each problem, replaces flat ones if that is asked for, and lets TRL work out
+        advantages; `inputs` holds every problem G times, in a row."""
+        problems = inputs[:: self.num_generations]
+        first = self._sampled(problems, 0)
+        self._note_sampling(first)
+        others = other_problems(self.train_dataset, problems, f"{self.args.seed} {self._step} {self._process}")
+        self._groups, further = refilled(first, self.dynamic_sampling, others, self._sampled)
+        if self.dynamic_sampling:
+            self._step_metrics["num_further_problems"] = float(len(further))
+            self._step_metrics["sampled_tokens"] += sum(len(c.token_ids) for g in further for c in g.completions)
+        output = super()._generate_and_score_completions(
+            [group.problem for group in self._groups for _ in range(self.num_generations)]
+        )
         if self.multi_objective_aggregation == "sum_then_normalize":
             # Equal rewards have no advantage; rounding in their mean would leave a trace of one.
-            output["advantages"][self._flat_rows] = 0.0
+            flat = [group.is_flat for group in self._groups for _ in range(self.num_generations)]
+            output["advantages"][torch.tensor(flat)] = 0.0
         if self.mask_truncated:  # TRL's own test would call a response that ended at a stop text cut off
             whole = torch.tensor([not c.truncated for c in self._completions], device=output["completion_mask"].device)
             output["completion_mask"] = output["completion_mask"] * whole[:, None]
             output["num_items_in_batch"] = gather(output["completion_mask"].sum()).sum()
         return output
+
+    def _sampled(self, problems: list[dict[str, Any]], number: int) -> list[Group]:
+        """G responses to each problem, scored; `number` counts the rounds of a step."""
+        began = time.perf_counter()
+        self.sampler.sync(self.accelerator.unwrap_model(self.model), self.state.global_step)
+        sampling = _reseeded(self.sampling, self.args.seed, self._step, self._process, number)
+        prompts = [problem["prompt"] for problem in problems]
+        groups = self.sampler.generate(prompts, self.num_generations, sampling)
+        self.sampler.sleep()
+        seconds = self._step_metrics.get("generate_seconds", 0.0) + time.perf_counter() - began
+        self._step_metrics["generate_seconds"] = seconds
+        fraction = self.state.global_step / max(1, self.args.max_steps)
+        rows = [problem["row"] for problem in problems for _ in range(self.num_generations)]
+        parts = iter(self.score(rows, [completion for group in groups for completion in group], fraction))
+        return [
+            Group(problem, group, [next(parts) for _ in group]) for problem, group in zip(problems, groups, strict=True)
+        ]
+
+    def _note_sampling(self, groups: list[Group]) -> None:
+        """What a step's own problems say of the policy; those that took the place of others would flatter it."""
+        rewards, rows = self._table(groups), [group.problem["row"] for group in groups for _ in group.parts]
+        flat = [group.is_flat for group in groups]
+        self._step_metrics |= sampling_curves([completion for group in groups for completion in group.completions])
+        self._step_metrics |= reward_curves(rewards, self.reward_func_names, rows)
+        self._step_metrics |= {
+            "reward": (rewards * self.reward_weights.to(rewards.device)).nansum(1).mean().item(),
+            "zero_variance_share": sum(flat) / len(flat),
+        }
+        if self.hacking:
+            self.hacking.note(rewards, self.reward_func_names, self.num_generations)
+
+    def _table(self, groups: list[Group]) -> torch.Tensor:
+        parts = [part for group in groups for part in group.parts]
+        return reward_table(parts, self.reward_func_names).to(self.accelerator.device)
+
+    def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
+        """What was sampled, as TRL wants it."""
+        token_ids = [c.token_ids for c in self._completions]
+        logprobs = [c.logprobs for c in self._completions] if self._corrects_engine else None
+        texts = [c.text for c in self._completions]
+        return encode_prompts(self._tokenizer, prompts), token_ids, None, texts, logprobs, {}, None, []
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
+        """What was scored, (B, kinds)."""
+        return gather(self._table(self._groups))
+
+    @property
+    def _completions(self) -> list[Completion]:
+        return [completion for group in self._groups for completion in group.completions]
+
+    @property
+    def _process(self) -> int:
+        return int(self.accelerator.process_index)
 
     # --- micro-batches -----------------------------------------------------------------------------
 
@@ -191,7 +228,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             for name, values in self._metrics["train"].items():
                 means[name].extend(values)
             self._metrics["train"].clear()
-        self._note_training(batch, plan, means, shares)
+        self._step_metrics |= training_curves(means, shares)
+        self._step_metrics["trained_share"] = sum(len(micro.rows) for micro in plan) / len(batch["advantages"])
         return total
 
     def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
@@ -207,40 +245,16 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         """Enters the importance ratio of the micro-batch in progress; `logps` (b, C) are the current
         model's."""
         part = self._part
-        old, sampled, mask = (
-            part.get("old_per_token_logps", logps),
-            part["sampling_per_token_logps"],
-            part["completion_mask"],
-        )
-        part["importance_sampling_ratio"] = importance_ratio(
-            old,
-            sampled,
-            mask,
-            self.vllm_importance_sampling_mode,
-            self.vllm_importance_sampling_clip_max,
-            self.vllm_importance_sampling_clip_min,
-        )
+        old, sampled = part.get("old_per_token_logps", logps), part["sampling_per_token_logps"]
+        mode, mask = self.vllm_importance_sampling_mode, part["completion_mask"]
+        bounds = self.vllm_importance_sampling_clip_max, self.vllm_importance_sampling_clip_min
+        part["importance_sampling_ratio"] = importance_ratio(old, sampled, mask, mode, *bounds)
         gap = torch.nan_to_num((old - sampled).abs() * mask).sum() / mask.sum().clamp(min=1)
         self._metrics["train"]["engine_gap"].append(gap.item())
 
     def _contributing(self, batch: Batch) -> torch.Tensor:
         """(B,) bool: rows whose gradient is not zero by construction."""
         return (batch["advantages"] != 0) | (self.beta != 0.0)
-
-    def _note_training(
-        self, batch: Batch, plan: list[MicroBatch], means: dict[str, list[float]], shares: list[float]
-    ) -> None:
-        """Token-weighted means of what TRL measured in each micro-batch."""
-        for name, ours in (
-            ("kl", "kl"),
-            ("clip_ratio/region_mean", "clip_ratio"),
-            ("engine_gap", "engine_gap"),
-        ):
-            if values := means.get(name):
-                weighted = sum(value * share for value, share in zip(values, shares, strict=True))
-                self._step_metrics[ours] = weighted / sum(shares)
-        num_rows = batch["completion_mask"].shape[0]
-        self._step_metrics["trained_share"] = sum(len(micro.rows) for micro in plan) / num_rows
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -309,13 +323,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
 
     def refresh_reference(self) -> None:
         """The KL reference becomes the current policy (paper: every 400 steps)."""
-        policy: Any = self.accelerator.unwrap_model(self.model)
-        if self.ref_model is not None:
-            self.accelerator.unwrap_model(self.ref_model).load_state_dict(policy.state_dict())
-            return
-        for name, weight in policy.named_parameters():
-            if ".default." in name:
-                policy.get_parameter(name.replace(".default.", ".ref.")).data.copy_(weight.data)
+        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+        copy_policy(self.accelerator.unwrap_model(self.model), reference)
 
     # --- metrics and checkpoints -------------------------------------------------------------------
 
@@ -337,8 +346,15 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self.work.log(self.state.global_step, row)
         self.work.progress(self.state.global_step, self.args.max_steps, note(row))
         self._step_metrics = {}
+        self._begin_phase(row.get("clipped_share"))
         if self.reference_every and self.state.global_step % self.reference_every == 0:
             self.refresh_reference()
+
+    def _begin_phase(self, clipped_share: float | None) -> None:
+        """Stops here when another phase begins, but never between two updates on one batch of responses."""
+        is_between = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        if self.lengthening and is_between and self.lengthening.after_step(self.state.global_step, clipped_share):
+            self.control.should_training_stop = self.control.should_save = True
 
     def save_extra(self, folder: Path) -> None:
         """The place inside a block of generated batches, the batches still to be used, a refreshed reference, and
@@ -350,6 +366,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             state["reference"] = self.accelerator.unwrap_model(self.ref_model).state_dict()
         if self.hacking:
             state["hacking"] = self.hacking.watch.state
+        if self.lengthening:
+            self.lengthening.save(folder)
         torch.save(state, folder / "grpo_state.pt")
 
     @property
@@ -379,11 +397,7 @@ def _named(kind: str) -> Callable[..., list[float]]:
     return placeholder
 
 
-def _reseeded(sampling: Sampling, seed: int, step: int, process: int) -> Sampling:
-    """A random stream for each (seed, step, process): a resume samples the same without saved state."""
-    mixed = (seed * 1_000_003 + step) * 1_009 + process
+def _reseeded(sampling: Sampling, seed: int, step: int, process: int, number: int) -> Sampling:
+    """A random stream for each (seed, step, process, round): a resume samples the same without saved state."""
+    mixed = (seed * 1_000_003 + step) * 1_009 + process + (number << 44)
     return Sampling(**{**vars(sampling), "seed": mixed % 2**63})
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

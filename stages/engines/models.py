@@ -305,3 +305,13 @@ def _set_head_dtype(model: Any, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if "modules_to_save" in name:
             parameter.data = parameter.data.to(dtype)
+
+
+def copy_policy(policy: Any, reference: Any | None) -> None:
+    """Makes the reference what the policy is now; None = the adapter `ref` beside the adapter `default`."""
+    if reference is not None:
+        reference.load_state_dict(policy.state_dict())
+        return
+    for name, weight in policy.named_parameters():
+        if ".default." in name:
+            policy.get_parameter(name.replace(".default.", ".ref.")).data.copy_(weight.data)

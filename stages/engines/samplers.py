@@ -25,6 +25,7 @@ import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from stages.engines.models import end_tokens
+from stages.engines.token_budget import lowered
 
 Progress = Callable[[int, int], None]
 
@@ -91,11 +92,12 @@ class TransformersSampler:
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, token_budget: int = 65536) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.token_budget = token_budget
+        self.token_budget = lowered(token_budget)
         self._ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
 
     def sync(self, model: Any, step: int) -> None:
-        """Nothing to do: this is the model that is trained."""
+        """Samples from `model` from now on: the one that is trained."""
+        self.model = model
 
     def sleep(self) -> None:
         """Nothing to lend: the weights are the trained ones and the cache is gone after each batch."""

@@ -1,34 +1,41 @@
 """Rewards: one small file each, and one table.
 
 A stage's settings list rewards as `{kind: accuracy, weight: 1.0, ...}`; `AnyReward` is the type of such an
-entry. To add one, write a file beside these and enter its class in both lines below.
+entry. To add one, write a file beside these and enter its class in the union below.
 """
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
 from stages.rewards.accuracy import Accuracy
+from stages.rewards.code import Code
+from stages.rewards.correctness import Correctness
+from stages.rewards.cosine import Cosine
 from stages.rewards.format import Format
 from stages.rewards.harmlessness import Harmlessness
 from stages.rewards.helpfulness import Helpfulness
+from stages.rewards.integer import Int
 from stages.rewards.language import Language
-from stages.rewards.length import Length
-from stages.rewards.repetition import Repetition
+from stages.rewards.reasoning_steps import ReasoningSteps
+from stages.rewards.repetition_penalty import RepetitionPenalty
 from stages.rewards.reward import PreferenceReward, Reward, Sample, Scorer, score_all, score_many
+from stages.rewards.soft_format import SoftFormat
+from stages.rewards.soft_overlong_punishment import SoftOverlongPunishment
+from stages.rewards.strict_format import StrictFormat
+from stages.rewards.tag_count import TagCount
+from stages.rewards.xmlcount import XmlCount
 
+# DeepSeek-R1; Open-R1, by its names; Unsloth's GSM8K notebook.
 AnyReward = Annotated[
-    Accuracy | Format | Length | Repetition | Language | Helpfulness | Harmlessness, Field(discriminator="kind")
+    (Accuracy | Format | Language | Helpfulness | Harmlessness)
+    | (TagCount | ReasoningSteps | Cosine | RepetitionPenalty | SoftOverlongPunishment | Code)
+    | (Correctness | Int | StrictFormat | SoftFormat | XmlCount),
+    Field(discriminator="kind"),
 ]
 
 REWARDS: dict[str, type[Reward]] = {
-    "accuracy": Accuracy,
-    "format": Format,
-    "length": Length,
-    "repetition": Repetition,
-    "language": Language,
-    "helpfulness": Helpfulness,
-    "harmlessness": Harmlessness,
+    kind.model_fields["kind"].default: kind for kind in get_args(get_args(AnyReward)[0])
 }
 
 __all__ = ["REWARDS", "AnyReward", "PreferenceReward", "Reward", "Sample", "Scorer", "score_all", "score_many"]

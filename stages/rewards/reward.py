@@ -64,6 +64,9 @@ class Reward(BaseModel):
     from_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
     """It applies only after this share of the steps (paper: preference rewards in the last 23.5 %)."""
 
+    def check_machine(self) -> None:
+        """Raises ResourceError where this machine cannot give the reward; called before a stage starts."""
+
     def score(self, sample: Sample) -> float | None:
         """The reward of one sample; None if it does not apply to this sample."""
         return self.score_many([sample])[0]

@@ -1,4 +1,4 @@
-"""Length: a soft penalty for responses close to, or over, the length limit.
+"""Soft overlong punishment: a penalty for responses close to, or over, the length limit.
 
 Formula, with n tokens, limit L and cache C:  0 if n <= L - C;  (L - C - n) / C if L - C < n <= L;  -1 if n >
 L.
@@ -16,10 +16,10 @@ from pydantic import Field
 from stages.rewards.reward import Reward, Sample
 
 
-class Length(Reward):
+class SoftOverlongPunishment(Reward):
     """0 for a response with room to spare, down to -1 at the limit."""
 
-    kind: Literal["length"] = "length"
+    kind: Literal["soft_overlong_punishment"] = "soft_overlong_punishment"
     scope: Literal["whole"] = "whole"
     max_completion_len: int | None = Field(default=None, gt=0)
     """The limit L in tokens; None = the sampler's limit."""

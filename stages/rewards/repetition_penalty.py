@@ -1,4 +1,4 @@
-"""Repetition: a penalty for saying the same thing again and again.
+"""Repetition penalty: what it costs to say the same thing again and again.
 
 Formula: (1 - unique n-grams / n-grams) * max_penalty; 0 for a text shorter than one n-gram. Range
 [max_penalty, 0].
@@ -17,10 +17,10 @@ from stages.language import units
 from stages.rewards.reward import Reward, Sample
 
 
-class Repetition(Reward):
+class RepetitionPenalty(Reward):
     """0 for a text without a repeated n-gram, towards `max_penalty` for a loop."""
 
-    kind: Literal["repetition"] = "repetition"
+    kind: Literal["repetition_penalty"] = "repetition_penalty"
     ngram_size: int = Field(default=3, ge=1)
     """Words (Chinese: characters) in an n-gram."""
     max_penalty: float = Field(default=-1.0, le=0.0)

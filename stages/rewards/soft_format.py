@@ -1,0 +1,29 @@
+"""Soft format: a think block and then an answer block, however they are spaced.
+
+Formula: 0.5 if the response begins with a think block and an answer block follows it, else 0; what comes
+afterwards does not count. Range {0, 0.5}.
+Source: willccbb's GRPO gist, as Unsloth's GSM8K notebook (nb/Llama3.1_(8B)-GRPO.ipynb) has it. DeepSeek-R1's format
+reward is `format`.
+How we differ: our tag `think` for its `reasoning`; several lines are allowed (there a dot does not match a line break,
+so no real reasoning ever earned it); white space before the first tag is.
+"""
+
+import re
+from typing import Literal
+
+from stages.chat import ANSWER, END_ANSWER, END_THINK, THINK
+from stages.rewards.reward import Reward, Sample
+
+_MIDDLE = re.compile(rf"{END_THINK}\s*{ANSWER}")
+
+
+class SoftFormat(Reward):
+    """0.5 for the two blocks in their order."""
+
+    kind: Literal["soft_format"] = "soft_format"
+    scope: Literal["whole"] = "whole"
+
+    def score(self, sample: Sample) -> float:
+        turn = sample.response.turn.lstrip()
+        middle = _MIDDLE.search(turn)
+        return 0.5 * bool(turn.startswith(THINK) and middle and END_ANSWER in turn[middle.end() :])
