@@ -2,8 +2,8 @@
 
 Rows are generated: word problems with reasoning traces, among them known numbers of every kind that must go. The script
 fails if what is found is not what was planted. Rates do not hold the generation of the texts, which are chosen from
-sentences made before; writing the rows that stay is part of them. `rows_per_cpu_second` holds everything, generation and
-start too, and does not depend on what else the machine does.
+sentences made before; writing the rows that stay is part of them. `rows_per_cpu_second` holds everything, generation
+and start too, and does not depend on what else the machine does.
 
 Run: .venv/bin/python benchmarks/curation.py [--rows 100000] [--chars 4000] [--processes 2]
 Makes: docs/results/curation-ROWS-CHARS.json
