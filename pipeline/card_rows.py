@@ -33,6 +33,7 @@ SAYS_SOMETHING = frozenset({"prompt", "response", "chosen", "rejected", "text"})
 JSON_GOLDS = frozenset({"code", "countdown", "ifeval", "instruction", "reasoning_gym"})  # the gold is a JSON object
 NO_GOLD = frozenset({"refusal", "judge"})  # checkers that need none
 LEFT_OUT = "left out by the card"
+HALF_CHARACTER = "half a character (a lone surrogate)"
 
 
 def canonical_id(text: str) -> str:
@@ -131,8 +132,10 @@ class RowMaker:
             row |= more
             if "id" not in row and isinstance(row.get("prompt"), str):
                 row = {"id": canonical_id(row["prompt"])} | row
+        except UnicodeEncodeError as error:
+            raise BadRow(HALF_CHARACTER) from error
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise BadRow(f"not of the form that the card expects ({type(error).__name__}: {error})") from error
+            raise BadRow(f"not of the form that the card expects ({type(error).__name__})") from error
         return self.checked(row)
 
     @cached_property
@@ -155,7 +158,7 @@ def _require_text(column: str, value: object) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadRow(f"{column} holds half a character (a lone surrogate)") from error
+        raise BadRow(HALF_CHARACTER) from error
 
 
 def usable_gold(row: Row) -> bool:

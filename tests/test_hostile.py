@@ -8,12 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stages.rewards.repetition_penalty import repeated_share
 
 from stages.chat import parse
 from stages.language import language_share
 from stages.rewards import sandbox
 from stages.rewards.checkers import CHECKERS, Verdict, answer_text, check
+from stages.rewards.repetition_penalty import repeated_share
 from tests.hostile_completions import ROWS, Row
 from tests.hostile_expressions import LANGUAGES, LOOPS, PROMPTED
 from tests.test_checkers import make_problem
