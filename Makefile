@@ -3,7 +3,8 @@
 #   SCALE=mini|smollm2-135m|…   how big        RUN=name       the run's folder in runs/
 #   ARGS="seed=7 grpo.max_steps=20"  settings  REBUILD=stage  make this stage and what rests on it again
 #   ENGINE=prefect|plain        with or without Prefect        RECIPE=r1-zero  for plan, stage and show
-#   FROM=stage UNTIL=stage      only this part of the recipe
+#   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1  for torture
+#   NAME=card CONFIG=… FILE=…   for card and card-check
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,6 +18,8 @@ STAGE ?=
 FILE ?=
 FROM ?=
 UNTIL ?=
+KILLS ?= 200
+SEED ?= 1
 
 RECIPES := $(notdir $(basename $(wildcard configs/recipes/*.yaml)))
 CHOICE = --scale $(SCALE) $(if $(RUN),--run $(RUN)) $(if $(ARGS),--args $(ARGS))
@@ -24,7 +27,7 @@ PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
-.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations dapo dr-grpo gspo mini-r1 unsloth-gsm8k open-r1-zero deepscaler mini-base mini-student smollm2 plan stage show report pack unpack cards golden test check
+.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report pack unpack cards golden test check verify torture card card-check dapo dr-grpo gspo mini-r1 unsloth-gsm8k open-r1-zero deepscaler
 .PHONY: $(RECIPES) the-student
 
 help:  ## list the verbs
@@ -88,14 +91,26 @@ pack: setup  ## a run as one file, to go on with it on another machine: RUN=r1-z
 unpack: setup  ## put a packed run into runs/ and merge its weights again: FILE=r1-zero-mini.tar.gz
 	$(R1) unpack '$(FILE)'
 
+verify: setup  ## compare every finished file of a run with its checksum: RUN=r1-zero-mini
+	$(R1) verify $(or $(RUN),$(RECIPE)-$(SCALE))
+
 cards: setup  ## the data sets there are
 	$(R1) cards
+
+card: setup  ## start a data card: NAME=my_data, FILE=rows.jsonl fills in what it can
+	$(R1) card '$(NAME)' $(if $(FILE),--file '$(FILE)')
+
+card-check: setup  ## try a data card on real rows: NAME=gsm8k, and CONFIG, SPLIT, FILE
+	$(R1) card-check '$(NAME)' $(if $(CONFIG),--config '$(CONFIG)') $(if $(SPLIT),--split '$(SPLIT)') $(if $(FILE),--file '$(FILE)')
 
 golden: setup  ## write the resolved configurations in tests/golden again
 	@$(PY) -m tests.golden
 
 test: setup  ## the tests (under ten minutes on two cores)
 	@$(PY) -m pytest
+
+torture: setup  ## kill a small r1-full KILLS times (SEED) and compare every artifact with an unkilled run
+	@R1_RUNS=$(or $(R1_RUNS),runs/.torture) OMP_NUM_THREADS=1 $(PY) -m tests.torture --kills $(KILLS) --seed $(SEED)
 
 check: setup  ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

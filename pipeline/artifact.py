@@ -8,16 +8,22 @@ even if the machine lost power a moment later. `seal` and `is_whole` do the same
 
 import hashlib
 import json
-import os
+import logging
 import shutil
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.durable import MANIFEST, fsync, is_temporary, rename, whole_file
 from pipeline.errors import ArtifactError
 
-MANIFEST = "manifest.json"
+_log = logging.getLogger(__name__)
+
 FORMAT = 1
+SMALL = 2**20
+"""Bytes of a file whose checksum is compared at every use; `make verify` compares those of all."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +54,47 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all: temporary file, flush, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    """Writes JSON whole or not at all."""
+    with whole_file(path) as file:
         json.dump(value, file, indent=1, ensure_ascii=False, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _fsync(path.parent)
 
 
-def seal(folder: Path, record: dict[str, Any] | None = None) -> None:
-    """Flushes every file in `folder` and writes its manifest last: from now on `is_whole(folder)`."""
+def write_checked(path: Path, value: Any) -> None:
+    """Writes JSON with its own checksum, for `read_checked`."""
+    write_json(path, {"sha256": _json_sha256(value), "value": value})
+
+
+def read_checked(path: Path) -> Any:
+    """What `write_checked` wrote; None when it is not there, torn or changed (then with a word in the log)."""
+    if not path.exists():
+        return None
+    with suppress(ArtifactError, KeyError, TypeError):
+        found = read_json(path)
+        if found["sha256"] == _json_sha256(found["value"]):
+            return found["value"]
+    _log.warning("%s is passed over: it is torn or has changed", path.name)
+    return None
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def seal(folder: Path, record: dict[str, Any] | None = None, scratch: Collection[str] = ()) -> None:
+    """Flushes every file in `folder` and writes its manifest last: from now on `is_whole(folder)`.
+
+    `scratch` names what lies in the folder and is no part of it.
+    """
+    paths = [path for path in sorted(folder.rglob("*")) if path.relative_to(folder).parts[0] not in scratch]
     files = {}
-    for path in _files(folder):
-        _fsync(path)
-        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    for directory in {path.parent for path in _files(folder)}:
-        _fsync(directory)
+    for path in paths:
+        if path.is_file() and is_temporary(path):
+            path.unlink()
+        elif path.is_file() and path != folder / MANIFEST:
+            fsync(path)
+            files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    for directory in [*(path for path in paths if path.is_dir()), folder]:
+        fsync(directory)
     write_json(folder / MANIFEST, {"format": FORMAT, **(record or {}), "files": files})
 
 
@@ -73,20 +102,33 @@ def is_whole(folder: Path) -> bool:
     """True when `folder` was sealed and every file still has its recorded size and sha256."""
     try:
         return not damage(folder, deep=True)
-    except ArtifactError:
+    except (ArtifactError, OSError):
         return False
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a sealed folder; ArtifactError when it is missing, torn or no manifest of this version."""
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{folder / MANIFEST} is damaged: it names no files")
+    if manifest.get("format") != FORMAT:
+        raise ArtifactError(f"{folder / MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}")
+    return manifest
+
+
 def damage(folder: Path, deep: bool = False) -> list[str]:
-    """What is wrong with a sealed folder, one phrase a file; sizes always, checksums when `deep`."""
+    """What is wrong with a sealed folder, one phrase a file.
+
+    Sizes are compared always; checksums of files up to SMALL bytes always, of all files when `deep`.
+    """
     found = []
-    for name, entry in read_json(folder / MANIFEST).get("files", {}).items():
+    for name, entry in read_manifest(folder)["files"].items():
         path = folder / name
         if not path.is_file():
             found.append(f"{name} is missing")
         elif path.stat().st_size != entry["size"]:
             found.append(f"{name} has {path.stat().st_size} bytes instead of {entry['size']}")
-        elif deep and sha256(path) != entry["sha256"]:
+        elif (deep or entry["size"] <= SMALL) and sha256(path) != entry["sha256"]:
             found.append(f"{name} has changed (its sha256 differs)")
     return found
 
@@ -102,26 +144,43 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole `checkpoint-STEP` in `folder`, where a stage keeps what it can resume from."""
-    return next((path for path in reversed(checkpoints_in(folder)) if is_whole(path)), None)
+def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest whole `checkpoint-STEP` in `folder`, or None, and what is wrong with each that is newer."""
+    torn: dict[Path, str] = {}
+    for path in reversed(checkpoints_in(folder)):
+        try:
+            wrong = damage(path, deep=True)
+        except ArtifactError as error:
+            wrong = [error.message if (path / MANIFEST).exists() else "it was not finished"]
+        if not wrong:
+            return path, torn
+        torn[path] = wrong[0]
+    return None, torn
 
 
-def publish(partial: Path, final: Path, record: dict[str, Any]) -> Artifact:
-    """Seals `partial` and renames it to `final`; `record` is the manifest without `files`."""
-    seal(partial, record)
-    partial.rename(final)
-    _fsync(final.parent)
+def publish(partial: Path, final: Path, record: dict[str, Any], scratch: Collection[str] = ()) -> Artifact:
+    """Seals `partial` and renames it to `final`; `record` is the manifest without `files`.
+
+    `scratch` (checkpoints and the like) goes only after the manifest is there, so that a kill in between costs
+    nothing: `finish` does the rest.
+    """
+    seal(partial, record, scratch)
+    return finish(partial, final, scratch)
+
+
+def finish(partial: Path, final: Path, scratch: Collection[str] = ()) -> Artifact:
+    """The end of `publish`, for a folder that is sealed already."""
+    for path in map(partial.joinpath, scratch):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    rename(partial, final)
     return load(final)
 
 
 def load(path: Path, deep: bool = False) -> Artifact:
-    """The artifact in `path`; ArtifactError when it is not there, torn or changed."""
+    """The artifact in `path`; ArtifactError when it is not there, torn or changed (see `damage`)."""
     if not path.is_dir():
         raise ArtifactError(f"there is no artifact at {path}", hint="`make plan` shows which stages are done")
-    manifest = read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{path / MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}")
+    manifest = read_manifest(path)
     if wrong := damage(path, deep):
         raise ArtifactError(
             f"{path} is damaged: {'; '.join(wrong[:3])}",
@@ -142,25 +201,3 @@ def set_aside(path: Path) -> Path:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def require_room(folder: Path, needed_bytes: int) -> None:
-    """An ArtifactError when the disk below `folder` has less than `needed_bytes` left."""
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise ArtifactError(
-            f"the disk of {folder} has {free / 2**20:.0f} MiB free, {needed_bytes / 2**20:.0f} MiB are needed",
-            hint="free some space, or keep the runs on another disk with R1_RUNS=FOLDER",
-        )
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,55 +12,44 @@ matter holds one more block, `r1:`, and beside it `prepare.py` where mapping col
       constants: {checker: math, domain: math, language: en}
       holdout: {eval: 0.1}                   # this share of the source's train split, by a hash of the id
       unique: true                           # only the first row of each id; problems are so always
+      max_bad_share: 0.2                     # more broken rows than this stop the run (pipeline/bad_rows.py)
       configs: {demos: {rows: demo}}         # what differs in a config
 
-`prepare.py` may hold `row(raw, config) -> dict | None`, whose keys are laid over the mapped columns (None
-drops the row), and, for `generator: true`, `rows(split, config, limit, seed) -> Iterator[dict]`.
+`prepare.py` may hold `row(raw, config) -> dict | str | None`, whose keys are laid over the mapped columns (None leaves
+the row out, a text says why; a broken row raises BadRow), and, for `generator: true`,
+`rows(split, config, limit, seed) -> Iterator[dict]`.
 
 Reads: the mirror if R1_DATA is set and the card has a file for the split, else the hub at the pinned
 revision. Never one in place of the other: rows that silently come from elsewhere cannot be reproduced.
-Makes: lists of plain dicts, all values text, with exactly the columns of their shape.
-Further folders with cards: environment variable R1_CARDS. Command: `make cards`.
+Makes: plain dicts, all values text, with exactly the columns of their shape (`pipeline/card_rows.py`). Files and
+streams are read row by row: `rows` with a limit holds only that many, however large the source is.
+Beside the README lie three rows in the source's columns, `examples.jsonl` (`examples.CONFIG.jsonl`), for tests.
+Further folders with cards: environment variable R1_CARDS. Commands: `make cards`, `make card NAME=x` to start
+one, `make card-check NAME=x` to try one on real rows.
 """
 
 import hashlib
+import heapq
 import importlib.metadata
-import importlib.util
 import itertools
 import json
-import logging
 import os
 import re
-import sys
-import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pipeline.card_block import Block, Config, Shape, licence_warnings, read_block, read_front_matter
+from pipeline.bad_rows import BadRow, Tally
+from pipeline.card_block import Block, Config, Hub, Shape, licence_warnings, read_block, read_front_matter
+from pipeline.card_rows import COLUMNS, Row, RowMaker, as_text, bucket, canonical_id, usable_gold
 from pipeline.errors import CardError, DataError, ReferenceError
 from pipeline.places import DATA_CARDS
 from pipeline.settings import did_you_mean
-from pipeline.sources import RawRow, data_folder, hub_rows, read_rows, sha256_of
+from pipeline.sources import RawRow, data_folder, hub_rows, is_rows, read_rows, sha256_of
 
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger(__name__)
-
-Row = dict[str, str]
-
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "problem": ("id", "prompt", "answer", "checker", "domain", "language"),
-    "demo": ("id", "prompt", "response", "domain", "language"),
-    "preference": ("id", "prompt", "chosen", "rejected", "domain", "language"),
-    "text": ("text",),
-}
-JSON_GOLDS = frozenset({"countdown", "instruction", "reasoning_gym"})  # checkers whose gold is a JSON object
-NO_GOLD = frozenset({"refusal", "judge"})  # checkers that need none
+__all__ = ["COLUMNS", "Card", "Row", "as_text", "bucket", "canonical_id", "list_cards", "load_card", "usable_gold"]
 
 
 class CardAddress(NamedTuple):
@@ -79,17 +68,6 @@ def parse_card_ref(text: str) -> CardAddress:
     return CardAddress(*found.groups())
 
 
-def canonical_id(text: str) -> str:
-    """16 hex digits that are the same for texts that differ only in case, spacing or Unicode form."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
-
-
-def bucket(key: str) -> float:
-    """A number in [0, 1) that depends on nothing but `key`; holdouts and generators split by it."""
-    return int.from_bytes(hashlib.sha256(f"holdout:{key}".encode()).digest()[:8]) / 2**64
-
-
 @dataclass(frozen=True)
 class Card:
     """One data set we know. Make it with `load_card`."""
@@ -97,6 +75,8 @@ class Card:
     folder: Path
     front: dict[str, Any]
     block: Block
+    files: tuple[Path, ...] = ()
+    """Read in place of the source (`reading`)."""
 
     @property
     def name(self) -> str:
@@ -111,7 +91,8 @@ class Card:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences a person should read before using or publishing the data."""
-        return licence_warnings(self.name, self.licence)
+        own = tuple(f"card {self.name}: {sentence}" for sentence in self.block.warnings)
+        return (*licence_warnings(self.name, self.licence), *own)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -125,16 +106,17 @@ class Card:
     def configs(self) -> tuple[str, ...]:
         """Names that `card:NAME:CONFIG` may use; a generator may know more of them."""
         own = (self.block.hub.config,) if self.block.hub and self.block.hub.config else ()
-        return (*own, *self.block.configs)
+        return tuple(dict.fromkeys([*own, *self.block.configs]))
 
     @cached_property
     def revision(self) -> str:
-        """Names the exact data: a hash of the mirror's files, the hub's commit, or a generator's version."""
-        if files := self._all_mirror_files():
+        """Names the exact data: a hash of the files, the hub's commit, or a generator's version."""
+        if files := self._all_files():
             digests = " ".join(map(sha256_of, files))
             return "files-" + hashlib.sha256(digests.encode()).hexdigest()[:16]
-        if self.block.hub:
-            return self.block.hub.revision
+        hubs = [self.block.hub, *(config.hub for config in self.block.configs.values())]
+        if pins := [hub.revision or "not pinned" for hub in hubs if hub]:
+            return " ".join(dict.fromkeys(pins))
         package = self.block.package
         return f"{package}-{importlib.metadata.version(package)}" if package else f"v{self.block.version}"
 
@@ -148,6 +130,21 @@ class Card:
         """The kind of rows that `config` gives."""
         return self._config(config).rows or self.block.rows
 
+    def reading(self, place: Path) -> "Card":
+        """The same card on a file, or on all files of a folder, in place of its source.
+
+        All rows belong to whichever split is asked for. Raises DataError if nothing is there.
+        """
+        found = sorted(file for file in place.rglob("*") if is_rows(file)) if place.is_dir() else [place]
+        if not found or not found[0].is_file():
+            raise DataError(f"card {self.name}: there are no rows at {place}", "give a file, or a folder of files")
+        return replace(self, files=tuple(found))
+
+    def examples(self, config: str | None = None) -> Path:
+        """The card's own three rows, in the source's columns: `examples.CONFIG.jsonl` if it is there."""
+        own = self.folder / f"examples.{config}.jsonl"
+        return own if own.exists() else self.folder / "examples.jsonl"
+
     def check(self, split: str, config: str | None = None) -> None:
         """Raises CardError for a split or config that the card has not."""
         if split not in self.splits:
@@ -157,56 +154,106 @@ class Card:
     def lacks(self, split: str, config: str | None = None) -> DataError | None:
         """What this machine lacks to read the rows, as far as can be told without reading one; None if nothing."""
         try:
-            if self._generates(config) or self._files(split, config) or self.block.hub:
+            if self.generates(config) or self._files(split, config):
                 return None
         except DataError as error:
             return error
-        return DataError(f"card {self.name}: R1_DATA is not set", self._mirror_hint(split))
+        hub = self._hub(config)
+        if hub and not hub.revision:
+            page = f"https://huggingface.co/datasets/{hub.id}/commits/main"
+            hint = f"write the commit that {page} shows into `revision` of {self.folder / 'README.md'}"
+            if self.block.mirror or self._config(config).mirror:
+                hint += f", or {self._mirror_hint(split, config)}"
+            return DataError(f"card {self.name}: no revision of {hub.id} is pinned, so it is not loaded", hint)
+        if hub:
+            return None
+        return DataError(f"card {self.name}: R1_DATA is not set", self._mirror_hint(split, config))
+
+    def needs_hub(self, split: str, config: str | None = None) -> bool:
+        """Whether the rows come from the hub. Raises DataError as `lacks` tells it."""
+        return not (self.generates(config) or self._files(split, config))
 
     def rows(self, split: str, config: str | None = None, limit: int | None = None, seed: int = 0) -> list[Row]:
         """Rows of one split in an order that `seed` fixes; a smaller `limit` gives the beginning of a larger.
 
-        Rows without a usable gold are dropped and counted in a warning. Raises CardError (the card is wrong)
-        or DataError (the data are): no such split, config, file or column, hub out of reach, nothing left.
+        Memory holds `limit` rows, and the whole split without one. Bad rows are counted, and told in a warning.
+        Raises CardError (the card is wrong) or DataError (the data are): no such split, config or file, hub out of
+        reach, too many bad rows, nothing left.
+        """
+        if self.generates(config):
+            return list(itertools.islice(self.stream(split, config, limit, seed), limit))
+        found = self.stream(split, config)
+        if limit is None:
+            return sorted(found, key=lambda row: _place(row, seed))
+        return heapq.nsmallest(limit, found, key=lambda row: _place(row, seed))
+
+    def stream(
+        self, split: str, config: str | None = None, limit: int | None = None, seed: int = 0, tally: Tally | None = None
+    ) -> Iterator[Row]:
+        """Rows of one split in the order of the source, one at a time. Raises as `rows` does.
+
+        Args:
+            limit, seed: for generators only, which must know how many rows to make, and which.
+            tally: counts what is left out and what is bad; one of its own is made without it.
         """
         self.check(split, config)
         if error := self.lacks(split, config):
             raise error
-        if self._generates(config):
-            found = self._generated(split, config, limit, seed)
+        tally = tally or self.tally(split, config)
+        maker = RowMaker(self.folder, self.block, config)
+        if self.generates(config):
+            made = maker.hook("rows")(split=split, config=config, limit=limit, seed=seed)
+            rows = maker.each(made, maker.checked, tally)
         else:
-            found = sorted(self._sourced(split, config), key=lambda row: _place(row, seed))
-        usable = [row for row in (self._checked(row, config) for row in found) if usable_gold(row)]
-        self._check_left(split, config, len(usable), len(found))
-        return usable[:limit]
+            rows = maker.each(self.raw(split, config, tally), maker.mapped, tally)
+            rows = self._of_split(maker.once(rows, tally), split, tally)
+        for row in rows:
+            tally.num_kept += 1
+            yield row
+        tally.finish()
+
+    def raw(self, split: str, config: str | None, tally: Tally) -> Iterator[RawRow]:
+        """Rows of a split as the source has them; `tally` counts lines of a file that are torn."""
+
+        def count_torn(sentence: str) -> None:
+            tally.num_found += 1
+            tally.count_bad(BadRow("not a row of JSON"), sentence)
+
+        if files := self._files(split, config):
+            return itertools.chain.from_iterable(read_rows(file, count_torn) for file in files)
+        hub = self._hub(config)
+        assert hub and hub.revision, "lacks() has seen to it"
+        name = self._config(config).hub_config or hub.config
+        theirs = hub.splits[split] if isinstance(hub.splits, dict) else self._source_split(split)
+        return hub_rows(hub.id, hub.revision, name, theirs, self._mirror_hint(split, config), hub.stream)
+
+    def tally(self, split: str, config: str | None = None) -> Tally:
+        """An empty tally for the rows of a split."""
+        where = f"card {self.name}, split '{split}'" + (f", config '{config}'" if config else "")
+        return Tally(where, self.block.max_bad_share, self._whence(split, config))
 
     def _config(self, config: str | None) -> Config:
         if config is None or config in self.configs or self.block.generator:
             return self.block.configs.get(config or "", Config())
         raise CardError(f"card {self.name} has no config '{config}'", did_you_mean(config, self.configs))
 
-    def _generates(self, config: str | None) -> bool:
-        return self._config(config).generator or self.block.generator
+    def generates(self, config: str | None) -> bool:
+        """Whether the rows of a config are made here."""
+        return not self.files and (self._config(config).generator or self.block.generator)
 
-    def _generated(self, split: str, config: str | None, limit: int | None, seed: int) -> list[Row]:
-        made = self._hook("rows")(split=split, config=config, limit=limit, seed=seed)
-        return list(itertools.islice(made, limit))
-
-    def _sourced(self, split: str, config: str | None) -> list[Row]:
-        """Rows of a split in the source's order; each problem once, and other rows where the card is `unique`."""
-        mapped = self._mapped(self._raw(self._source_split(split), config), config)
-        if self._source_split(split) == "train":
-            mapped = (row for row in mapped if self._split_of(row) == split)
-        if self.shape(config) != "problem" and not self.block.unique:
-            return list(mapped)
-        # The same problem twice would weigh double in training and in the interval of a score.
-        first: dict[tuple[str, str], Row] = {}
-        for row in mapped:
-            first.setdefault((row["id"], row["language"]), row)
-        return list(first.values())
+    def _hub(self, config: str | None) -> Hub | None:
+        return self._config(config).hub or self.block.hub
 
     def _source_split(self, split: str) -> str:
         return "train" if split in self.block.holdout else split
+
+    def _of_split(self, rows: Iterator[Row], split: str, tally: Tally) -> Iterator[Row]:
+        whole = bool(self.files) or self._source_split(split) != "train"
+        for row in rows:
+            if whole or self._split_of(row) == split:
+                yield row
+            else:
+                tally.left_out["in another split"] += 1
 
     def _split_of(self, row: Row) -> str:
         """Which split a row of the source's train split belongs to."""
@@ -217,137 +264,48 @@ class Card:
             place -= share
         return "train"
 
-    def _raw(self, split: str, config: str | None) -> Iterable[RawRow]:
-        if files := self._files(split, config):
-            return itertools.chain.from_iterable(map(read_rows, files))
-        hub = self.block.hub
-        assert hub, "check() has seen to it"
-        hub_config = self._config(config).hub_config or hub.config
-        return hub_rows(hub.id, hub.revision, hub_config, split, self._mirror_hint(split))
+    def _pattern(self, split: str, config: str | None) -> str | None:
+        return (self._config(config).mirror or self.block.mirror).get(self._source_split(split))
 
     def _files(self, split: str, config: str | None) -> list[Path]:
-        mirror = self._config(config).mirror or self.block.mirror
-        return self._found(mirror.get(self._source_split(split)))
+        """The mirror's files; none when R1_DATA is not set or the card names no file."""
+        folder, pattern = data_folder(), self._pattern(split, config)
+        if self.files:
+            return list(self.files)
+        if folder is None or pattern is None:
+            return []
+        if files := sorted(folder.glob(pattern)):
+            return files
+        hub = self._hub(config)
+        other = f", or unset R1_DATA to load {hub.id} from the hub" if hub and hub.revision else ""
+        raise DataError(f"card {self.name}: R1_DATA={folder} has no {pattern}", f"copy it there{other}")
 
-    def _all_mirror_files(self) -> list[Path]:
-        """Those there are; a generated config needs none of them, and rows that need one say so (`_found`)."""
+    def _all_files(self) -> list[Path]:
+        """Those there are; a generated config needs none of them, and rows that need one say so (`_files`)."""
+        if self.files:
+            return list(self.files)
         mirrors = [self.block.mirror, *(config.mirror or {} for config in self.block.configs.values())]
         folder = data_folder()
         return [
             file for mirror in mirrors for pattern in mirror.values() if folder for file in sorted(folder.glob(pattern))
         ]
 
-    def _found(self, pattern: str | None) -> list[Path]:
-        """The mirror's files; none when R1_DATA is not set or the card names no file."""
-        folder = data_folder()
-        if folder is None or pattern is None:
-            return []
-        if files := sorted(folder.glob(pattern)):
-            return files
-        other = f", or unset R1_DATA to load {self.block.hub.id} from the hub" if self.block.hub else ""
-        raise DataError(f"card {self.name}: R1_DATA={folder} has no {pattern}", f"copy it there{other}")
-
-    def _mirror_hint(self, split: str) -> str:
+    def _mirror_hint(self, split: str, config: str | None) -> str:
         """What to do when there is no mirror and the hub does not help."""
-        if pattern := self.block.mirror.get(self._source_split(split)):
+        if pattern := self._pattern(split, config):
             return f"put {pattern} into a folder and set R1_DATA to that folder"
         return f"split '{split}' lies on the hub only: load it once where the hub can be reached"
 
-    def _mapped(self, raws: Iterable[RawRow], config: str | None) -> Iterator[Row]:
-        wanted = COLUMNS[self.shape(config)]
-        given = self.block.constants | self._config(config).constants
-        constants = {column: value for column, value in given.items() if column in wanted}
-        columns = {ours: theirs for ours, theirs in self.block.columns.items() if ours in wanted}
-        hook = self._hook("row") if (self.folder / "prepare.py").exists() else None
-        for raw in raws:
-            source = _Source(raw, self.name)
-            row = constants | {ours: as_text(source[theirs]) for ours, theirs in columns.items()}
-            more = hook(source, config) if hook else {}
-            if more is not None:
-                yield _with_id(row | more)
-
-    def _checked(self, row: Row, config: str | None) -> Row:
-        """`row` in the order of its shape's columns, once it has exactly those, all of them text."""
-        shape = self.shape(config)
-        lacks = [column for column in COLUMNS[shape] if not isinstance(row.get(column), str)]
-        extra = [column for column in row if column not in COLUMNS[shape]]
-        if lacks or extra:
-            what = f"without text in {', '.join(lacks)}" if lacks else f"with more columns: {', '.join(extra)}"
-            hint = f"mend `columns`, `constants` or prepare.py in {self.folder}"
-            raise CardError(f"card {self.name} gives a {shape} row {what}", hint)
-        return {column: row[column] for column in COLUMNS[shape]}
-
-    def _check_left(self, split: str, config: str | None, left: int, found: int) -> None:
-        where = f"card {self.name}, split '{split}'" + (f", config '{config}'" if config else "")
-        if not found:
-            raise DataError(f"{where}: the data set is empty", f"look at its source, {self._whence(split, config)}")
-        if not left:
-            hint = f"see {self.folder / 'README.md'}"
-            raise DataError(f"{where}: none of its {found} rows has a usable gold answer", hint)
-        if left < found:
-            log.warning("%s: dropped %d of %d rows without a usable gold", where, found - left, found)
-
     def _whence(self, split: str, config: str | None) -> str:
-        if self._generates(config):
+        if self.generates(config):
             return str(self.folder / "prepare.py")
-        files = self._files(split, config)
-        return ", ".join(map(str, files)) or (self.block.hub.id if self.block.hub else "nowhere")
-
-    def _hook(self, function: str) -> Any:
-        module = _prepare_module(self.folder / "prepare.py")
-        if not hasattr(module, function):
-            raise CardError(f"card {self.name}: prepare.py has no function '{function}'", "see pipeline/card.py")
-        return getattr(module, function)
-
-
-class _Source(RawRow):
-    """One row of the source; asking for a column it lacks is the data's fault, said in a sentence."""
-
-    def __init__(self, raw: RawRow, card: str) -> None:
-        super().__init__(raw)
-        self.card = card
-
-    def __missing__(self, column: str) -> Any:
-        raise DataError(f"card {self.card}: the source has no column '{column}'", did_you_mean(column, self))
-
-
-def usable_gold(row: Row) -> bool:
-    """Whether a problem has a gold: the cheap part. Whether math-verify can read it, the stage finds out."""
-    if row.get("checker", "refusal") in NO_GOLD:
-        return True
-    if row["checker"] not in JSON_GOLDS:
-        return bool(row["answer"].strip())
-    try:
-        return isinstance(json.loads(row["answer"]), dict)
-    except ValueError:
-        return False
-
-
-def as_text(value: Any) -> str:
-    """A value of a source's row as text: what is not text is written as JSON, nothing as ""."""
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _with_id(row: Row) -> Row:
-    return row if "id" in row or "prompt" not in row else {"id": canonical_id(row["prompt"])} | row
+        hub = self._hub(config)
+        return ", ".join(map(str, self._files(split, config))) or (hub.id if hub else "nowhere")
 
 
 def _place(row: Row, seed: int) -> str:
     """Orders rows by a hash of each alone, so that one row more or less in the source moves no other."""
     return hashlib.sha256(f"{seed}:{json.dumps(row, sort_keys=True)}".encode()).hexdigest()
-
-
-@lru_cache
-def _prepare_module(file: Path) -> ModuleType:
-    if not file.exists():
-        raise CardError(f"card {file.parent.name}: {file} is missing", "a generator card needs it")
-    spec = importlib.util.spec_from_file_location(f"data_cards.{file.parent.name}.prepare", file)
-    assert spec and spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def card_folders() -> list[Path]:

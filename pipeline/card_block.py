@@ -3,15 +3,26 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import CardError
+from pipeline.places import stays_inside
 from pipeline.settings import did_you_mean
 
 Shape = Literal["problem", "demo", "preference", "text"]
+
+
+def _inside(pattern: str) -> str:
+    if not stays_inside(pattern):
+        raise ValueError(f"'{pattern}' leaves the folder that R1_DATA names")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_inside)]
+"""A file or glob under the folder that R1_DATA names."""
 
 
 class _Block(BaseModel):
@@ -22,10 +33,13 @@ class Hub(_Block):
     """Where the source lies on the Hugging Face hub."""
 
     id: str
-    revision: str = Field(pattern=r"^[0-9a-f]{7,40}$")
-    """A commit, never a branch: a branch moves."""
+    revision: str | None = Field(pattern=r"^[0-9a-f]{40}$")
+    """A commit, never a branch: a branch moves. null = none is confirmed, so the rows come from a mirror only."""
     config: str | None = None
-    splits: tuple[str, ...] = ("train",)
+    splits: tuple[str, ...] | dict[str, str] = ("train",)
+    """Our splits, by the names they have there or as `{ours: theirs}`."""
+    stream: bool = Field(False, exclude=True)
+    """Too large to be copied here: read over the network, row by row."""
 
 
 class Config(_Block):
@@ -34,7 +48,9 @@ class Config(_Block):
     rows: Shape | None = None
     generator: bool = False
     hub_config: str | None = None
-    mirror: dict[str, str] | None = None
+    hub: Hub | None = Field(None, exclude_if=lambda hub: hub is None)
+    """Where a config lies in another data set than the card's."""
+    mirror: dict[str, Pattern] | None = None
     constants: dict[str, str] = {}
 
 
@@ -47,11 +63,15 @@ class Block(_Block):
     package: str | None = None
     """The Python package behind a generator; its installed version is part of the revision."""
     hub: Hub | None = None
-    mirror: dict[str, str] = {}
+    mirror: dict[str, Pattern] = {}
     columns: dict[str, str] = {}
     constants: dict[str, str] = {}
     holdout: dict[str, float] = {}
     unique: bool = False
+    max_bad_share: float = Field(0.2, gt=0, le=1, exclude=True)
+    """Highest share of broken rows (`pipeline/bad_rows.py`) in the source; above it the run stops."""
+    warnings: tuple[str, ...] = Field((), exclude=True)
+    """Sentences to read before using the data, beside those about the licence."""
     splits: tuple[str, ...] = ("train", "eval")
     """The splits of a generator; a source's splits follow from `hub`, `mirror` and `holdout`."""
     configs: dict[str, Config] = {}

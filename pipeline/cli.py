@@ -3,7 +3,9 @@
     run RECIPE      make every stage that is not done        stage RECIPE NAME   make one stage
     plan RECIPE     what a run would do, and how long        show RECIPE         the resolved configuration
     report RUN      write the report and model cards again   cards               the data sets there are
+    card NAME       start a data card                        card-check NAME     try one on real rows
     pack RUN        one file to take a run elsewhere         unpack FILE         go on with it there
+    verify RUN      compare every finished file with its checksum
 
 `--from STAGE` and `--until STAGE` keep `run` and `plan` to a part of the recipe.
 Exit codes: 0 done, 2 something the user can mend (one sentence and a hint), 75 interrupted and resumable.
@@ -15,9 +17,10 @@ import signal
 import sys
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
-from pipeline.errors import EXIT_INTERRUPTED, ConfigError, Interrupted, PipelineError
+from pipeline.errors import EXIT_ERROR, EXIT_INTERRUPTED, ArtifactError, ConfigError, Interrupted, PipelineError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +36,21 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return _disk_failed(error)
     return 0
+
+
+def _disk_failed(error: OSError) -> int:
+    """Says what is wrong with the disk of the runs; an error about any other file is a bug of ours."""
+    from pipeline.disk import LEAST_ROOM, failure, is_full
+    from pipeline.places import runs_folder
+
+    folder = runs_folder()
+    if not is_full(error) and not str(error.filename).startswith(str(folder)):
+        raise error
+    print(f"error: {failure(error, folder, LEAST_ROOM, 'the run')}", file=sys.stderr)
+    return EXIT_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,9 +75,6 @@ def _parser() -> argparse.ArgumentParser:
                 "--rebuild", action="append", default=[], help="make this stage and what rests on it again"
             )
             verb.add_argument("--engine", default=os.environ.get("ENGINE") or "prefect", help="prefect or plain")
-    report = verbs.add_parser("report", help="write a run's report and model cards again")
-    report.add_argument("run")
-    report.set_defaults(verb=_report)
     pack = verbs.add_parser("pack", help="one file to take a run to another machine")
     pack.add_argument("run")
     pack.add_argument("--file", help="default RUN.tar.gz")
@@ -68,7 +82,24 @@ def _parser() -> argparse.ArgumentParser:
     unpack = verbs.add_parser("unpack", help="put a packed run into runs/ and merge its weights again")
     unpack.add_argument("file")
     unpack.set_defaults(verb=_unpack)
+    for name, function, meaning in (
+        ("report", _report, "write a run's report and model cards again"),
+        ("verify", _verify, "compare every finished file of a run with its checksum"),
+    ):
+        verb = verbs.add_parser(name, help=meaning, description=meaning)
+        verb.add_argument("run")
+        verb.set_defaults(verb=function)
     verbs.add_parser("cards", help="the data sets there are").set_defaults(verb=_cards)
+    for name, function, meaning in (
+        ("card", _card, "start a data card"),
+        ("card-check", _card_check, "try a data card on real rows"),
+    ):
+        verb = verbs.add_parser(name, help=meaning)
+        verb.add_argument("name", help="the folder in data_cards/")
+        verb.add_argument("--file", type=Path, default=None, help="rows in the source's columns")
+        verb.set_defaults(verb=function)
+    verb.add_argument("--config", default=None)
+    verb.add_argument("--split", default=None)
     worker = verbs.add_parser("_stage")
     worker.add_argument("run_dir")
     worker.add_argument("name")
@@ -139,16 +170,19 @@ def _execute(recipe: Any, wanted: list[str], rebuild: Iterable[str], engine: str
     """Makes the wanted stages that are not done, then writes the report."""
     from pipeline.artifact import write_json
     from pipeline.console import console, progress_bars, show_done
+    from pipeline.lock import run_lock
     from pipeline.needs import require_there
     from pipeline.plan import DONE
     from pipeline.report import summary_line
-    from pipeline.runner import Watch, prepare, require_inputs, run_in_process, run_lock
+    from pipeline.runner import Watch, prepare, require_inputs, run_in_process
     from pipeline.views import write_views
 
     def make(name: str, watch: Watch) -> None:
-        show_done(run_in_process(recipe, name, watch).manifest)
+        show_done(run_in_process(recipe, name, watch, console.print).manifest)
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     with run_lock(recipe.folder):
         lines = prepare(recipe, wanted, rebuild)
         _show_plan(recipe, lines, wanted)
@@ -201,11 +235,10 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
 
+    from pipeline.lock import run_lock
     from pipeline.pack import pack
     from pipeline.places import runs_folder
-    from pipeline.runner import run_lock
 
     folder = runs_folder() / arguments.run
     with run_lock(folder) if folder.is_dir() else nullcontext():
@@ -214,12 +247,27 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 
 def _unpack(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
 
     from pipeline.pack import unpack
     from pipeline.places import runs_folder
 
     print(f"{unpack(Path(arguments.file), runs_folder())} is whole; the command that made it goes on from here")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from pipeline.console import show_verified
+    from pipeline.places import runs_folder
+    from pipeline.recipe import read_run
+    from pipeline.verify import verify
+
+    read_run(arguments.run)
+    damaged = []
+    for found in verify(runs_folder() / arguments.run):
+        show_verified(found)
+        damaged += [found.stage] if found.damage else []
+    if damaged:
+        hint = f"REBUILD={damaged[0]} makes it and what rests on it again; the damaged folder is kept aside"
+        raise ArtifactError(f"run '{arguments.run}' is damaged in {', '.join(damaged)}", hint=hint)
 
 
 def _cards(arguments: argparse.Namespace) -> None:
@@ -229,9 +277,24 @@ def _cards(arguments: argparse.Namespace) -> None:
     console.print(cards_table())
 
 
-def _worker(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
+def _card(arguments: argparse.Namespace) -> None:
+    from pipeline.new_card import start_card
 
+    folder = start_card(arguments.name, arguments.file)
+    print(f"{folder / 'README.md'} is there; mend it, then: make card-check NAME={arguments.name}")
+
+
+def _card_check(arguments: argparse.Namespace) -> None:
+    from pipeline.card_check import check_card, check_table, require_good
+    from pipeline.console import console
+
+    name, config = arguments.name, arguments.config or None
+    lines = check_card(name, config, arguments.split or None, arguments.file)
+    console.print(check_table(f"card {name}" + (f", config {config}" if config else ""), lines))
+    require_good(name, lines)
+
+
+def _worker(arguments: argparse.Namespace) -> None:
     from pipeline.worker import run_one
 
     run_one(Path(arguments.run_dir), arguments.name)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pipeline.plan import Line
 from pipeline.runner import Watch
+from pipeline.verify import Verified
 
 STYLE = {"done": "green", "resume": "yellow", "to do": "cyan", "stale": "red", "damaged": "red"}
 console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -57,6 +58,14 @@ def show_done(manifest: Mapping[str, Any]) -> None:
     console.print(
         f"[green]{manifest['stage']} done[/] in {manifest['seconds']:.0f} s  {_headline(manifest['metrics'])}"
     )
+
+
+def show_verified(found: Verified) -> None:
+    """One line for a stage whose files were compared with their checksums, and one for each damage."""
+    said = "[red]damaged" if found.damage else "[green]whole"
+    console.print(f"{found.stage:<24} {found.num_files:3} files  {found.num_bytes / 2**20:9.1f} MiB  {said}")
+    for sentence in found.damage:
+        console.print(f"  {sentence}", markup=False)
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@
     ├── DataError        the rows behind a card
     ├── ModelError       a checkpoint, tokenizer or template
     ├── ResourceError    the machine: device, memory, disk, another process
+    │   └── OutOfMemory  a stage wants more memory than there is; the runner tries once more with less
     ├── StaleError       a finished stage no longer matches what is asked
     ├── StageFailed      a stage's process ended without its artifact
     └── Interrupted      a signal: everything so far is saved (exit code 75)
@@ -60,6 +61,13 @@ class ModelError(PipelineError):
 
 class ResourceError(PipelineError):
     """The machine lacks what the stage needs: device, memory, disk, or the run's lock."""
+
+
+class OutOfMemory(ResourceError):
+    """A stage wants more memory than there is."""
+
+    def __init__(self, message: str, hint: str = "set a smaller token_budget, or gradient_checkpointing: true") -> None:
+        super().__init__(message, hint)
 
 
 class StaleError(PipelineError):

@@ -9,6 +9,7 @@ goes on without it.
 """
 
 import fcntl
+import logging
 import os
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from pipeline.recipe import Recipe
 from pipeline.runner import Watch, start_child
 
 START_LIMIT_S = 120.0
+REQUEST_LIMIT_S = 10.0
 PROGRESS_EVERY_S = 5.0
 
 Execute = Callable[[str, Watch], Any]  # runs one stage, reporting its progress
@@ -41,6 +43,7 @@ def run_with_prefect(recipe: Recipe, names: list[str], execute: Execute, watch: 
     except PipelineError:
         raise
     except Exception as error:
+        logging.getLogger("prefect").setLevel(logging.CRITICAL)  # it would go on about it
         say(f"Prefect is not available ({_one_line(error)}); going on without it.")
         for name in names:
             if not (recipe.folder / name).is_dir():
@@ -141,6 +144,9 @@ def _settings(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_API_REQUEST_TIMEOUT": str(REQUEST_LIMIT_S),  # a server that hangs is given up
+        "PREFECT_CLIENT_MAX_RETRIES": "1",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",  # stages have their own logs
         "DO_NOT_TRACK": "1",
     }
 

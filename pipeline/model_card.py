@@ -24,6 +24,7 @@ from pipeline.artifact import MANIFEST, read_json
 from pipeline.card import load_card, parse_card_ref
 from pipeline.card_block import licence_warnings
 from pipeline.errors import PipelineError
+from pipeline.markdown import inline
 from pipeline.refs import CHECKPOINT, REWARD_MODEL, Ref
 from pipeline.report_run import Manifest, Run, StageRecord, read_run
 from pipeline.stage import locate
@@ -287,4 +288,5 @@ def _template() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["inline"] = lambda text: inline(text).replace("`", "'")
     return environment.get_template("model_card.md.j2")

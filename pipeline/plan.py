@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import MANIFEST, damage, newest_checkpoint, read_json, step_of
+from pipeline.artifact import MANIFEST, damage, is_whole, newest_checkpoint, read_json, read_manifest, step_of
 from pipeline.errors import ArtifactError, StaleError
 from pipeline.recipe import Recipe, identity
 
@@ -34,14 +34,14 @@ def _line(recipe: Recipe, name: str) -> Line:
     kind, folder = recipe.stages[name].kind, recipe.folder / name
     try:
         if folder.is_dir():
-            manifest = read_json(folder / MANIFEST)
+            manifest = read_manifest(folder)
             if wrong := damage(folder):
                 return Line(name, kind, DAMAGED, "; ".join(wrong[:3]))
             if difference := _difference(recipe, name, manifest):
                 return Line(name, kind, STALE, difference)
             return Line(name, kind, DONE, seconds=manifest.get("seconds"))
         if (partial := partial_folder(recipe.folder, name)).is_dir():
-            if difference := _difference(recipe, name, read_json(partial / STAMP)):
+            if difference := _difference(recipe, name, read_stamp(partial)):
                 return Line(name, kind, TO_DO, f"its unfinished work is for other settings: {difference}")
             return Line(name, kind, RESUME, _resume_point(partial))
     except ArtifactError as error:
@@ -54,9 +54,19 @@ def partial_folder(run_dir: Path, stage: str) -> Path:
     return run_dir / f"{stage}.partial"
 
 
+def read_stamp(partial: Path) -> dict[str, Any]:
+    """What a partial folder is to become; ArtifactError when it does not say."""
+    is_named = (partial / STAMP).exists()  # else it was killed while it got its final name: the manifest has it too
+    stamp = read_json(partial / (STAMP if is_named else MANIFEST))
+    return stamp if isinstance(stamp, dict) else {}
+
+
 def _resume_point(partial: Path) -> str:
-    found = newest_checkpoint(partial / "checkpoints")
-    return f"at step {step_of(found)}" if found else "from its start"
+    if is_whole(partial):
+        return "at its end: only its name is missing"
+    found, torn = newest_checkpoint(partial / "checkpoints")
+    passed_over = "".join(f", passing over {path.name}: {why}" for path, why in torn.items())
+    return (f"at step {step_of(found)}" if found else "from its start") + passed_over
 
 
 def record_of(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -12,13 +12,15 @@ A stage that another run has made can be taken from there: `ARGS="stages.r1_zero
 out of this run, and everything that names `stage:r1_zero` uses that one.
 """
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import card
 from pipeline.artifact import MANIFEST, load, read_json
@@ -32,7 +34,7 @@ from stages import STAGES
 RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "published", "stages"}
 SCALE_KEYS = {"description", "setup", "refs", "minutes", "extends", "stages"}
 DEFAULT_SCALE = "mini"
-Model = TypeVar("Model", bound=BaseModel)
+_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{20,}|://[^/\s:@\"]+:[^/\s@\"]+@")
 MISSING = "missing:"  # stands in a fingerprint for content that is not there yet
 
 
@@ -60,6 +62,24 @@ class Published(BaseModel):
     source: str
     curves: dict[str, dict[int, float]]
     """Metric -> step -> value."""
+
+
+class Written(BaseModel):
+    """What a recipe file says besides the settings of each kind."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    description: str = ""
+    seed: int = 0
+    scales: list[str] = []
+    """The scales it is for; none named = all."""
+    beside: str = ""
+    published: Published | None = None
+    stages: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Any] = {}
+    """Name -> kind and settings; the name is the folder's too."""
+
+
+_M = TypeVar("_M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -139,47 +159,47 @@ def names(folder: str) -> list[str]:
 def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[str] = ()) -> Recipe:
     """Resolves recipe x scale x ARGS; every mistake is a ConfigError or ReferenceError with one sentence."""
     sizes = _read("scales", scale)
-    size = _scale(scale, sizes)
-    plain = _sized(_read("recipes", name), size)
+    size = _valid(Scale, {**sizes, "name": scale}, f"scale {scale}")
+    plain = _sized(_read("recipes", name), size, name)
     written = merged(plain, parse_assignments(args))
+    _refuse_secrets([sizes, written], f"recipe {name}, scale {scale} or ARGS")
     per_kind = merged(_base(), {key: value for key, value in sizes.items() if key in STAGES})
     per_kind = merged(per_kind, {key: written.pop(key) for key in list(written) if key in STAGES})
+    for kind, given in per_kind.items():
+        if not isinstance(given, dict):
+            raise ConfigError(f"{kind}: settings belong here, not {given!r}", hint=f"e.g. {kind}.seed=7")
     _known(written, RECIPE_KEYS | set(STAGES), f"recipe {name} and ARGS")
     _known(sizes, SCALE_KEYS | set(STAGES), f"scale {scale}")
-    if scale not in written.get("scales", [scale]):
-        raise ConfigError(f"recipe {name} is not for scale {scale}", hint=f"SCALE={written['scales'][0]}")
-    seed = written.get("seed", 0)
-    all_stages = written.get("stages") or {}
-    taken = _taken(all_stages, plain.get("stages") or {}, size)
-    given = _redirected(
-        {stage: settings for stage, settings in all_stages.items() if stage not in taken},
-        {f"stage:{stage}": entry["taken"] for stage, entry in taken.items()},
-    )
-    stages = {stage: _stage(stage, settings, per_kind, size, seed) for stage, settings in given.items()}
+    said = _valid(Written, written, f"recipe {name} and ARGS")
+    if said.scales and scale not in said.scales:
+        raise ConfigError(f"recipe {name} is not for scale {scale}", hint=f"SCALE={said.scales[0]}")
+    run = _run_name(run or default_run(name, scale))
+    taken = _taken(said.stages, plain.get("stages") or {}, size)
+    made_here = _made_here(said.stages, taken)
+    stages = {stage: _stage(stage, given, per_kind, size, said.seed) for stage, given in made_here.items()}
     _check_references(stages)
     recipe = Recipe(
         name=name,
         scale=scale,
-        run=run or default_run(name, scale),
-        seed=seed,
-        description=written.get("description", ""),
+        run=run,
+        seed=said.seed,
+        description=said.description,
         stages=stages,
         setup=size.setup,
         minutes=size.minutes,
-        published=_checked(Published, written["published"], f"recipe {name}: published")
-        if "published" in written
-        else None,
-        beside=str(written.get("beside") or "").replace("{scale}", scale),
+        beside=_run_name(said.beside.replace("{scale}", scale)) if said.beside else "",
+        published=said.published,
         taken=taken,
-        order=tuple(all_stages),
+        order=tuple(said.stages),
     )
     recipe.fingerprints.update(fingerprints(stages, recipe.folder))
     return recipe
 
 
-def _sized(recipe: dict[str, Any], size: Scale) -> dict[str, Any]:
+def _sized(recipe: dict[str, Any], size: Scale, name: str) -> dict[str, Any]:
     """The recipe with what the scale says of its stages."""
-    sized = {name: size.stages[name] for name in recipe.get("stages") or {} if name in size.stages}
+    stages = _valid(Written, recipe, f"recipe {name}").stages
+    sized = {stage: size.stages[stage] for stage in stages if stage in size.stages}
     return merged(recipe, {"stages": sized}) if sized else recipe
 
 
@@ -199,6 +219,12 @@ def _taken(stages: Mapping[str, Any], plain: Mapping[str, Any], size: Scale) -> 
     return found
 
 
+def _made_here(stages: Mapping[str, Any], taken: Mapping[str, dict[str, str]]) -> dict[str, Any]:
+    """The stages that are not taken, with references to those that are leading to where they are taken from."""
+    places = {f"stage:{name}": entry["taken"] for name, entry in taken.items()}
+    return {name: _redirected(given, places) for name, given in stages.items() if name not in taken}
+
+
 def _redirected(value: Any, places: Mapping[str, str]) -> Any:
     """`value` with every reference that has a new place in `places` replaced by it."""
     if isinstance(value, dict):
@@ -213,37 +239,49 @@ def default_run(recipe: str, scale: str) -> str:
     return f"{recipe}-{scale}"
 
 
-def _scale(name: str, written: Mapping[str, Any]) -> Scale:
-    return _checked(Scale, {**written, "name": name}, f"scale {name}")
+def _refuse_secrets(settings: Any, where: str) -> None:
+    """ConfigError when a setting holds what looks like a token or a password: settings go into every manifest."""
+    if found := _SECRET.search(json.dumps(settings, ensure_ascii=False, default=str)):
+        raise ConfigError(
+            f"{where}: a setting holds an access token or a password ('{found[0][:5]}…')",
+            hint="settings are copied into manifests and reports; put it into the environment, e.g. HF_TOKEN",
+        )
 
 
-def _checked(model: type[Model], written: Any, where: str) -> Model:
-    """What is written, as `model`; a ConfigError names the first mistake."""
+def _run_name(name: str) -> str:
+    """The name, if a folder in `runs/` may be called so."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"a run cannot be called {name!r}", hint="use letters, digits, '-', '_' and '.'")
+    return name
+
+
+def _valid(model: type[_M], written: Mapping[str, Any], what: str) -> _M:
     try:
         return model.model_validate(written)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{where}: {place}: {first['msg']} (given: {first['input']!r})") from None
+        raise ConfigError(f"{what}: {place}: {first['msg']} (given: {first['input']!r})") from None
 
 
-def _read(folder: str, name: str) -> dict[str, Any]:
+def _read(folder: str, name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe or scale with what it extends."""
-    path = CONFIGS / folder / f"{name}.yaml"
-    if not path.is_file():
-        word = folder.rstrip("s")
+    word = folder.rstrip("s")
+    if name not in names(folder):
         raise ConfigError(f"there is no {word} '{name}'", hint=did_you_mean(name, names(folder)))
-    own = read_yaml(path)
+    own = read_yaml(CONFIGS / folder / f"{name}.yaml")
     parent = own.pop("extends", None)
     if not parent:
         return own
+    if parent in (name, *above):
+        raise ConfigError(f"{word} '{name}' extends '{parent}', which extends it", hint="extend one that stands alone")
     extended = _extended if folder == "recipes" else merged
-    return extended(_read(folder, parent), own)
+    return extended(_read(folder, str(parent), (name, *above)), own)
 
 
 def _extended(parent: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """`own` over `parent`; a recipe that adds stages names all of them, so that their order can be read there."""
-    before, after = parent.get("stages") or {}, own.get("stages") or {}
+    before, after = (_valid(Written, one, "a recipe and what it extends").stages for one in (parent, own))
     both = merged(parent, own)
     if set(after) - set(before):
         if missing := [name for name in before if name not in after]:
@@ -266,11 +304,10 @@ def _known(given: Mapping[str, Any], known: set[str], where: str) -> None:
 
 
 def _stage(name: str, given: Any, per_kind: dict[str, Any], scale: Scale, seed: int) -> Stage:
-    if not isinstance(given, dict) or given.get("kind") not in STAGES:
-        kind = given.get("kind") if isinstance(given, dict) else given
+    kind = given.get("kind") if isinstance(given, dict) else given
+    if not isinstance(given, dict) or not isinstance(kind, str) or kind not in STAGES:
         hint = did_you_mean(str(kind), sorted(STAGES))
         raise ConfigError(f"stages.{name}: '{kind}' is no kind of stage; it must have a kind", hint=hint)
-    kind = given["kind"]
     settings = merged({"seed": seed}, merged(per_kind.get(kind) or {}, given))
     del settings["kind"]
     return build_stage(name, kind, _at_scale(settings, scale, name))

@@ -18,10 +18,12 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from pipeline.places import stays_inside
+
 SCHEMES = ("stage", "run", "card", "hub", "path", "scale")
 _SHAPES = {
     "stage": (r"[\w-]+", "stage:NAME"),
-    "run": (r"[\w.-]+/[\w-]+", "run:RUN/STAGE"),
+    "run": (r"\w[\w.-]*/[\w-]+", "run:RUN/STAGE"),
     "card": (r"[\w-]+(:[\w.-]+)?(/[\w-]+)?", "card:NAME[:CONFIG][/SPLIT]"),
     "hub": (r"[\w.-]+/[\w.-]+@[\w.-]+", "hub:ORG/NAME@REVISION"),
     "path": (r".+", "path:FOLDER"),
@@ -48,6 +50,8 @@ class Ref:
         pattern, shape = _SHAPES[scheme]
         if not re.fullmatch(pattern, target):
             raise ValueError(f"'{text}' does not have the form {shape}")
+        if scheme == "path" and not stays_inside(target):
+            raise ValueError(f"'{text}' leaves the project; put the folder, or a link to it, inside")
         return cls(scheme, target)
 
     @classmethod

@@ -6,35 +6,40 @@ a stage that is killed goes on where its last whole checkpoint stands.
 """
 
 import ctypes
-import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from functools import partial as bound
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
-from pipeline import errors
-from pipeline.artifact import Artifact, load, read_json, require_room, set_aside, write_json
+from pipeline import disk, errors
+from pipeline.artifact import Artifact, load, read_json, set_aside, write_json
+from pipeline.disk import LEAST_ROOM
+from pipeline.durable import is_temporary
 from pipeline.errors import (
     ArtifactError,
     ConfigError,
+    Interrupted,
+    OutOfMemory,
     PipelineError,
     ReferenceError,
-    ResourceError,
     StageFailed,
 )
-from pipeline.plan import STAMP, Line, make_plan, partial_folder, record_of, require_fresh
+from pipeline.plan import STAMP, Line, make_plan, partial_folder, read_stamp, record_of, require_fresh
 from pipeline.recipe import Recipe
 from pipeline.settings import did_you_mean
+from pipeline.stage import Inputs
 
 WORKER = [sys.executable, "-m", "pipeline", "_stage"]
 GRACE_S = 60.0
 _ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+")
-LEAST_ROOM = 64 * 2**20
 
 Watch = Callable[[str, dict[str, Any]], None]  # (stage, content of progress.json) -> None
 
@@ -67,37 +72,26 @@ def require_inputs(recipe: Recipe, todo: Iterable[str], done: Iterable[str]) -> 
         there.add(name)
 
 
-@contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
-    """One writer per run. A dead process frees the lock at once, since the kernel holds it."""
+def run_in_process(recipe: Recipe, name: str, watch: Watch, say: Callable[[str], None]) -> Artifact:
+    """One stage in its own process group; returns its artifact or raises what went wrong in it.
+
+    A stage that runs out of memory goes on once more from its last checkpoint, with half the token budget.
+    """
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / ".lock").open("a+")
-    except OSError as error:
-        raise ResourceError(f"{run_dir} cannot be written: {error.strerror}", hint="set R1_RUNS=FOLDER") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise ResourceError(
-                f"run '{run_dir.name}' is at work in process {file.read().strip() or 'unknown'}",
-                hint="wait for it, or start another with RUN=another-name",
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+        return _run_once(recipe, name, watch)
+    except OutOfMemory as error:
+        say(f"{error.message}; once more with half the token budget")
+    return _run_once(recipe, name, watch, {"R1_TOKEN_SHARE": "0.5"})
 
 
-def run_in_process(recipe: Recipe, name: str, watch: Watch) -> Artifact:
-    """One stage in its own process group; returns its artifact or raises what went wrong in it."""
-    partial = _prepare_partial(recipe, name)
-    log = recipe.folder / f"{name}.log"
-    command = [*WORKER, str(recipe.folder), name]
+def _run_once(recipe: Recipe, name: str, watch: Watch, settings: Mapping[str, str] = MappingProxyType({})) -> Artifact:
+    partial, stage = _prepare_partial(recipe, name), recipe.stages[name]
+    needed = max(LEAST_ROOM, stage.room_bytes(Inputs(stage, recipe.folder)) - disk.bytes_in(partial))
+    disk.require_room(recipe.folder, needed, f"stage {name}")
+    log, num_killed = recipe.folder / f"{name}.log", _killed_for_memory()
     with log.open("ab") as output:
         begins = output.tell()
-        child = start_child(command, output)
+        child = start_child([*WORKER, str(recipe.folder), name], output, {**os.environ, **settings})
     try:
         _wait(child, partial, lambda progress: watch(name, progress))
     except BaseException:
@@ -105,26 +99,24 @@ def run_in_process(recipe: Recipe, name: str, watch: Watch) -> Artifact:
         raise
     finally:
         _sweep(child.pid)
+    if child.returncode == -signal.SIGKILL and _killed_for_memory() > num_killed:
+        raise OutOfMemory(f"stage {name}: the kernel ended it, the machine ran out of memory")
     if child.returncode:
-        raise _failure(recipe, name, child.returncode, log, begins)
+        raise _failure(recipe, name, child.returncode, _since(log, begins))
     return load(recipe.folder / name)
 
 
 def _prepare_partial(recipe: Recipe, name: str) -> Path:
     """The stage's partial folder, stamped with what is being made; unfinished work of other settings is set aside."""
     partial, stamp = partial_folder(recipe.folder, name), record_of(recipe, name)
-    try:
-        require_room(recipe.folder, LEAST_ROOM)
-        if partial.is_dir():
-            with suppress(ArtifactError):
-                if read_json(partial / STAMP)["fingerprint"] == stamp["fingerprint"]:
-                    (partial / "error.json").unlink(missing_ok=True)
-                    return partial
-            set_aside(partial)
-        partial.mkdir(parents=True)
-        write_json(partial / STAMP, stamp)
-    except OSError as error:
-        raise ResourceError(f"{partial} cannot be written: {error.strerror}", hint="set R1_RUNS=FOLDER") from None
+    if partial.is_dir() and not all(map(is_temporary, partial.iterdir())):
+        with suppress(ArtifactError):
+            if read_stamp(partial).get("fingerprint") == stamp["fingerprint"]:
+                (partial / "error.json").unlink(missing_ok=True)
+                return partial
+        set_aside(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(partial / STAMP, stamp)
     return partial
 
 
@@ -139,14 +131,16 @@ def start_child(
         stderr=output,
         env=environment,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
+        preexec_fn=bound(_end_with, os.getpid()),
     )
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """In a child, before it starts: end when the parent ends, however it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it ended before the kernel was asked
+            os._exit(1)
 
 
 def _wait(child: "subprocess.Popen[bytes]", partial: Path, report: Callable[[dict[str, Any]], None]) -> None:
@@ -154,7 +148,7 @@ def _wait(child: "subprocess.Popen[bytes]", partial: Path, report: Callable[[dic
         with suppress(subprocess.TimeoutExpired):
             child.wait(0.25)
             return
-        with suppress(ArtifactError):
+        with suppress(ArtifactError, OSError):
             report(read_json(partial / "progress.json"))
 
 
@@ -175,16 +169,35 @@ def _sweep(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _failure(recipe: Recipe, name: str, code: int, log: Path, begins: int) -> PipelineError:
-    """What a stage says of its own end, or what its log says from the byte `begins` on."""
+def _failure(recipe: Recipe, name: str, code: int, lines: list[str]) -> PipelineError:
+    """What a stage says of its own end, or what the `lines` of its log say."""
     told = partial_folder(recipe.folder, name) / "error.json"
     if told.exists():
         record = read_json(told)
         kind = getattr(errors, record["type"], StageFailed)
         return kind(f"stage {name}: {record['message']}", record["hint"])
-    lines = log.read_bytes()[begins:].decode(errors="replace").strip().splitlines()
-    reason = "it was killed (out of memory?)" if code == -signal.SIGKILL else _last_words(lines) or f"exit {code}"
-    return StageFailed(f"stage {name} failed: {reason}", hint=f"the whole story is in {log}; the same command resumes")
+    if code == -signal.SIGTERM:  # before it could listen
+        return Interrupted(f"stage {name} was stopped by a signal", hint="the same command goes on from here")
+    if shutil.disk_usage(recipe.folder).free < disk.HARDLY_ANY:  # so full that the reason could not be left
+        return disk.full(recipe.folder, LEAST_ROOM, f"stage {name}")
+    reason = "it was killed" if code == -signal.SIGKILL else _last_words(lines) or f"exit {code}"
+    hint = f"the whole story is in {recipe.folder / name}.log; the same command resumes"
+    return StageFailed(f"stage {name} failed: {reason}", hint=hint)
+
+
+def _since(log: Path, begins: int) -> list[str]:
+    """The lines of a log from the byte `begins` on; none when it is gone."""
+    with suppress(OSError):
+        return log.read_bytes()[begins:].decode(errors="replace").strip().splitlines()
+    return []
+
+
+def _killed_for_memory() -> int:
+    """How many processes the kernel has ended for want of memory since it started (Linux)."""
+    with suppress(OSError, ValueError):
+        words = Path("/proc/vmstat").read_text().split()
+        return int(words[words.index("oom_kill") + 1])
+    return 0
 
 
 def _last_words(lines: list[str]) -> str:

@@ -36,11 +36,25 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: str) -> Any:
     """The value written in `text`; a ConfigError names `where`, line and column."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
+        _check_keys(value, where)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise ConfigError(f"{place}: this is not YAML: {getattr(error, 'problem', error)}") from None
+    except (ValueError, RecursionError) as error:  # a date that no calendar has, a thousand brackets
+        raise ConfigError(f"{where}: this is not YAML that can be meant: {error}") from None
+    return value
+
+
+def _check_keys(value: Any, where: str) -> None:
+    """ConfigError unless every key, however deep, is text."""
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"{where}: the name {key!r} is not text", hint="write it in quotes")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_keys(part, where)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

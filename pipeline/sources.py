@@ -7,12 +7,14 @@ copy before it gives the first row, so it is kept for what it does best: the hub
 import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from pipeline.errors import DataError
 
 RawRow = dict[str, Any]
 ENDINGS = ("jsonl", "json", "csv", "parquet")
+PARQUET_BATCH = 256  # rows with a reasoning trace have tens of kilobytes
 
 
 def data_folder() -> Path | None:
@@ -29,55 +32,102 @@ def data_folder() -> Path | None:
     return Path(named).expanduser().resolve() if named else None
 
 
-def read_rows(file: Path) -> Iterator[RawRow]:
-    """Rows of a .jsonl, .json (a list), .csv or .parquet file; the first three also with .gz behind."""
-    ending = file.name.removesuffix(".gz").rpartition(".")[2]
-    if ending not in ENDINGS:
+def is_rows(file: Path) -> bool:
+    """Whether `read_rows` knows such a file, by its name."""
+    return file.name.removesuffix(".gz").rpartition(".")[2] in ENDINGS
+
+
+def read_rows(file: Path, on_torn: Callable[[str], None] | None = None) -> Iterator[RawRow]:
+    """Rows of a .jsonl, .json (a list), .csv or .parquet file, one by one; the first three also with .gz behind.
+
+    Args:
+        on_torn: called with a sentence for each line of a .jsonl that is no JSON object, and the line is passed over;
+            without it such a line raises DataError, as a file of no rows at all always does.
+    """
+    if not is_rows(file):
         raise DataError(f"{file}: unknown kind of file", f"use one that ends in {', '.join(ENDINGS)}")
-    if ending == "parquet":
-        import pyarrow.parquet  # type: ignore[import-untyped]
+    ending = file.name.removesuffix(".gz").rpartition(".")[2]
+    try:
+        if ending == "parquet":
+            yield from _parquet_rows(file)
+            return
+        opener: Any = gzip.open if file.suffix == ".gz" else open
+        with opener(file, "rb") as stream:
+            if ending == "jsonl":
+                yield from _json_lines(file, stream, on_torn)
+            elif ending == "json":
+                yield from _json_list(file, stream.read())
+            else:
+                yield from csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: cannot be read to its end ({error})", "is the file cut off? copy it again") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be opened ({error.strerror})", "check its path and its rights") from error
 
-        yield from pyarrow.parquet.read_table(file).to_pylist()
-        return
-    opener: Any = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8", newline="" if ending == "csv" else None) as text:
-        yield from csv.DictReader(text) if ending == "csv" else _json_rows(file, text, ending)
+
+def _parquet_rows(file: Path) -> Iterator[RawRow]:
+    """In batches, so that a file larger than memory can be read."""
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=PARQUET_BATCH):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file}: not a whole Parquet file ({error})", "is the file cut off? copy it again") from error
 
 
-def _json_rows(file: Path, text: Iterable[str], ending: str) -> Iterator[RawRow]:
-    pieces = text if ending == "jsonl" else [_whole(text)]
-    for number, piece in enumerate(pieces, start=1):
-        if not piece.strip():
+def _json_lines(file: Path, lines: Iterable[bytes], on_torn: Callable[[str], None] | None) -> Iterator[RawRow]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
             continue
         try:
-            found = json.loads(piece)
-        except ValueError as error:
-            raise DataError(f"{file}, line {number}: not JSON ({error})", "is the file cut off?") from error
-        yield from found if isinstance(found, list) else [found]
+            found = json.loads(line)
+            if not isinstance(found, dict):
+                raise ValueError(f"it holds {type(found).__name__}, not an object")
+        except (ValueError, RecursionError) as error:
+            sentence = f"{file.name}, line {number}: not a row of JSON ({error})"
+            if on_torn is None:
+                raise DataError(sentence, "is the file cut off?") from error
+            on_torn(sentence)
+        else:
+            yield found
 
 
-def _whole(text: Iterable[str]) -> str:
-    return "".join(text)
+def _json_list(file: Path, text: bytes) -> list[RawRow]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON ({error})", "is the file cut off?") from error
+    rows = found if isinstance(found, list) else [found]
+    for row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{file}: its rows are no objects but {type(row).__name__}", "see the card for its columns")
+    return rows
 
 
-def hub_rows(dataset: str, revision: str, config: str | None, split: str, hint: str) -> Iterable[RawRow]:
-    """One split of a hub data set, as an Arrow table on disk that is read row by row.
+def hub_rows(
+    dataset: str, revision: str, config: str | None, split: str, hint: str, stream: bool = False
+) -> Iterator[RawRow]:
+    """One split of a hub data set: an Arrow table on disk that is read row by row, or with `stream` no copy at all.
 
     Raises DataError, with `hint`, when the hub cannot be reached and the data set is not in its cache.
     """
-    if not _hub_answers():
+    if not hub_answers():
         # Read when huggingface_hub is first imported: what is cached loads, and nobody waits 20 s in retries.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
 
     try:
-        return datasets.load_dataset(dataset, config, split=split, revision=revision)
+        yield from datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=stream)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"cannot load {dataset}, split '{split}', from the hub: {reason}", hint) from error
 
 
-def _hub_answers(timeout_s: float = 3.0) -> bool:
+def hub_answers(timeout_s: float = 3.0) -> bool:
+    """Whether a connection to the hub can be opened."""
     if urllib.request.getproxies():
         return True  # only the proxy knows
     url = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))

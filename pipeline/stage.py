@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import card
 from pipeline.artifact import load, sha256, write_json
 from pipeline.card import Row
+from pipeline.durable import fsync, whole_file
 from pipeline.errors import DataError, ReferenceError
 from pipeline.places import ROOT, runs_folder
 from pipeline.refs import Ref, Wants
@@ -59,6 +60,10 @@ class Stage(BaseModel, ABC):
     @abstractmethod
     def run(self, inputs: "Inputs", work: "Workdir") -> dict[str, Any]:
         """Makes the artifact's files in `work.path` and returns its headline metrics."""
+
+    def room_bytes(self, inputs: "Inputs") -> int:
+        """About how many bytes this stage will have on disk at most, as far as that is known before it starts."""
+        return 0
 
     @classmethod
     def reference_fields(cls) -> dict[str, str]:
@@ -226,6 +231,11 @@ class Workdir:
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
+    def flush(self) -> None:
+        """The curves so far are on disk: they must not end before a checkpoint does."""
+        if self.metrics_file.exists():
+            fsync(self.metrics_file)
+
     def rewind(self, step: int) -> None:
         """Cuts the curves back to `step`, the checkpoint that training goes on from."""
         if self.metrics_file.exists():
@@ -239,7 +249,7 @@ class Workdir:
         if now - self._last_progress > 0.2 or step == total:
             self._last_progress = now
             target = self.path / "progress.json"
-            temporary = target.with_suffix(".tmp")
+            temporary = target.with_name(f".{target.name}.tmp")
             temporary.write_text(
                 json.dumps({"step": step, "total": total, "note": self._note, "seconds": self.seconds})
             )
@@ -248,10 +258,8 @@ class Workdir:
     def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Writes `rows` to `name`, whole or not at all."""
         target = self.path / name
-        temporary = target.with_name(f".{name}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        with whole_file(target) as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        temporary.replace(target)
         return target
 
     def write_json(self, name: str, value: Any) -> None:

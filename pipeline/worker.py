@@ -4,39 +4,49 @@ Reads the run's `recipe.json`, makes the stage's files in `STAGE.partial/`, and 
 goes wrong is left in `error.json` for the runner to tell.
 """
 
-import shutil
+import os
 import signal
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import Artifact, publish, read_json, write_json
-from pipeline.errors import Interrupted, PipelineError, ResourceError
+from pipeline import disk, durable
+from pipeline.artifact import Artifact, finish, is_whole, publish, read_json, write_json
+from pipeline.errors import Interrupted, OutOfMemory, PipelineError
+from pipeline.lock import stage_lock
 from pipeline.plan import STAMP, partial_folder
 from pipeline.provenance import cards_used, environment, peak_memory
 from pipeline.recipe import build_stage
 from pipeline.stage import Inputs, Workdir
 
+SCRATCH = ("checkpoints", STAMP, "progress.json", "error.json")
+"""What lies in a partial folder and is no part of the artifact."""
+
+# What Python, torch on a CPU and torch on a GPU say of it.
+_NO_MEMORY = ("MemoryError", "can't allocate memory", "OutOfMemoryError")
+
 
 def run_one(run_dir: Path, name: str) -> Artifact:
     """Makes and publishes one stage of a prepared run; PipelineErrors are left for the runner and raised."""
+    durable.process_name = name
     partial = partial_folder(run_dir, name)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _make(run_dir, name, partial)
-    except PipelineError as error:
-        _tell(partial, error)
-        raise
-    except OSError as error:
-        told = ResourceError(
-            f"{error.strerror}: {error.filename or partial}", hint="mend that; the same command resumes"
-        )
+        with stage_lock(run_dir, name):
+            return _make(run_dir, name, partial)
+    except Exception as error:
+        told = _sentence(error, partial)
+        if told is None:
+            raise
         _tell(partial, told)
         raise told from error
 
 
 def _make(run_dir: Path, name: str, partial: Path) -> Artifact:
+    final = run_dir / name
+    if is_whole(partial):  # killed between its manifest and its name
+        return finish(partial, final, SCRATCH)
     stamp, started = read_json(partial / STAMP), time.strftime("%Y-%m-%dT%H:%M:%S%z")
     settings: dict[str, Any] = dict(read_json(run_dir / "recipe.json")["stages"][name])
     stage, work = build_stage(name, settings.pop("kind"), settings), Workdir(partial)
@@ -48,16 +58,23 @@ def _make(run_dir: Path, name: str, partial: Path) -> Artifact:
         "started": started,
         "seconds": round(work.seconds, 2),
         **peak_memory(),
+        "token_share": float(os.environ.get("R1_TOKEN_SHARE", 1)),
         "metrics": metrics,
     }
-    shutil.rmtree(work.checkpoints)
-    for leftover in (STAMP, "progress.json", "error.json"):
-        (partial / leftover).unlink(missing_ok=True)
-    return publish(partial, run_dir / name, record)
+    return publish(partial, final, record, SCRATCH)
 
 
 def _interrupt(signum: int, frame: object) -> None:
     raise Interrupted("stopped by a signal; what was done is kept", hint="the same command goes on from here")
+
+
+def _sentence(error: Exception, partial: Path) -> PipelineError | None:
+    """The error as one a user can mend; None for a bug of ours."""
+    if isinstance(error, PipelineError):
+        return error
+    if any(words in f"{type(error).__name__}: {error}" for words in _NO_MEMORY):
+        return OutOfMemory("the machine ran out of memory")
+    return disk.failure(error, partial.parent, disk.bytes_in(partial), f"stage {partial.stem}")
 
 
 def _tell(partial: Path, error: PipelineError) -> None:

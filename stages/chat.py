@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ModelError
 
+MAX_AFTER_BOX = 200  # characters; who goes on for longer has not given an answer
 THINK, END_THINK = "<think>", "</think>"
 ANSWER, END_ANSWER = "<answer>", "</answer>"
 TAGS = (THINK, END_THINK, ANSWER, END_ANSWER)
@@ -161,8 +162,8 @@ def judged_text(response: Response, scope: Literal["answer", "whole"]) -> str | 
 
 
 def boxed(text: str) -> str | None:
-    """What stands in the only `\\boxed{}` of the text; None if there is none, more than one, or it is not
-    closed.
+    """What stands in the only `\\boxed{}` of the text; None if there is none, more than one, it is not closed, or the
+    text goes on for more than MAX_AFTER_BOX characters.
     """
     if text.count(r"\boxed") != 1:
         return None
@@ -173,7 +174,7 @@ def boxed(text: str) -> str | None:
     for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)  # an escaped brace is a character, not a bracket
         if depth == 0 and brace.group() == "}":
-            return text[start + 1 : brace.start()]
+            return text[start + 1 : brace.start()] if len(text) - brace.end() <= MAX_AFTER_BOX else None
     return None
 
 

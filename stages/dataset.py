@@ -5,14 +5,15 @@ Makes `rows/part-00000.parquet …`, and a `README.md` that is a Hugging Face da
 written last: a resume goes on after the last mark, and memory holds one shard however many there are.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.artifact import read_json, write_json
+from pipeline.artifact import read_checked, sha256, write_checked
+from pipeline.durable import whole_file
+from pipeline.markdown import inline
 from pipeline.stage import Workdir
 
 Row = dict[str, Any]
@@ -32,7 +33,7 @@ class Shards:
         self._prefix = f"shard-{size}-"
         self._rows.mkdir(exist_ok=True)
         for mark in self._marks.glob("shard-*.json"):
-            if not mark.name.startswith(self._prefix):
+            if not (mark.name.startswith(self._prefix) and self._is_whole(mark)):
                 mark.unlink()
         done = {self._part(number).name for number in self._numbers()}
         for file in self._rows.iterdir():
@@ -46,14 +47,22 @@ class Shards:
     def publish(self, number: int, rows: Sequence[Row], record: Mapping[str, Any]) -> None:
         """Writes the shard's rows, then its mark with `record` (plain JSON values)."""
         write_parquet(self._part(number), [rows], self._columns)
-        write_json(self._mark(number), record)
+        write_checked(self._mark(number), {"rows": sha256(self._part(number)), "record": record})
 
     def records(self) -> Iterator[Any]:
         """The record of each finished shard, in order, one at a time."""
-        return (read_json(self._mark(number)) for number in self._numbers())
+        return (read_checked(self._mark(number))["record"] for number in self._numbers())
+
+    def _is_whole(self, mark: Path) -> bool:
+        """Whether a shard's mark and its rows are what an earlier process wrote."""
+        written, part = read_checked(mark), self._part(self._number(mark))
+        return bool(written) and part.is_file() and sha256(part) == written["rows"]
+
+    def _number(self, mark: Path) -> int:
+        return int(mark.stem.removeprefix(self._prefix))
 
     def _numbers(self) -> list[int]:
-        return sorted(int(mark.stem.removeprefix(self._prefix)) for mark in self._marks.glob(f"{self._prefix}*.json"))
+        return sorted(map(self._number, self._marks.glob(f"{self._prefix}*.json")))
 
     def _part(self, number: int) -> Path:
         return self._rows / f"part-{number:05}.parquet"
@@ -68,14 +77,9 @@ def write_parquet(path: Path, batches: Iterable[Sequence[Row]], columns: Columns
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        with pq.ParquetWriter(file, schema) as writer:
-            for rows in batches:
-                writer.write_table(pa.Table.from_pylist(list(rows), schema))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with whole_file(path, "wb") as file, pq.ParquetWriter(file, schema) as writer:
+        for rows in batches:
+            writer.write_table(pa.Table.from_pylist(list(rows), schema))
 
 
 def storable(text: str) -> str:
@@ -96,6 +100,6 @@ def write_card(folder: Path, title: str, front: Mapping[str, Any], num_rows: int
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table, followed by an empty line."""
+    """A Markdown table, followed by an empty line; cells may hold Markdown, and nothing else (no HTML, no line end)."""
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines) + "\n"
+    return "".join(f"| {' | '.join(map(inline, line))} |\n" for line in lines) + "\n"

@@ -4,21 +4,25 @@ Reads texts and rows with a prompt; gives those that stay, and counts (`distinct
 
 Paper: DeepSeek-R1, supplementary: no training text that shares a 10-gram with a benchmark's question. Others use
 8 words (Open-R1) or 13 (GPT-3, which also set aside n-grams of more than 10 training texts as common phrases).
-How we differ: such a phrase counts for nothing, and what is left must cover a share of the shorter of the two texts.
+How we differ: such a phrase counts for nothing, and what is left in common must cover a share of what is left of the
+shorter of the two texts.
 Of DeepScaleR's 975 AIME problems before 2024, 229 share a 10-gram with AIME 2024, such as "where m and n are
 relatively prime positive integers find"; 55 still do when phrases are set aside; with `coverage` none is dropped,
 while the problems of AIME 2024 themselves, typeset differently, are all found. A text that is the same to the letter
 always counts, however short or common its words. `coverage: 0` is the paper's rule.
 
-Near duplicates must agree in every number and sign and in the gold answer, and in almost all words: "3+4" is not "3+5",
-and "how many boys" is not "how many girls". MinHash (datasketch) finds the candidates, so time grows with the number of
-texts, and rapidfuzz compares them.
+Near duplicates must agree in every number and sign and in the gold answer, and in almost all words: "3+4" is not
+"3+5", and "how many boys" is not "how many girls". Only texts with the same numbers, signs and answer are compared
+(rapidfuzz); where those are many, MinHash (datasketch) finds the candidates among them, so time grows with the
+number of texts.
 """
 
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +33,8 @@ _WORD = re.compile(rf"[{HAN}]|[^\W_{HAN}]+")
 _SIGN = re.compile(r"\d+|[-+*/^=<>!%×÷]")
 
 _NUM_HASHES, _CANDIDATE_JACCARD = 64, 0.7
+_MANY = 32
+"""Texts with the same numbers, signs and answer from which MinHash is faster than comparing all."""
 
 
 def words(text: str) -> list[str]:
@@ -58,11 +64,17 @@ class Dedup(BaseModel):
 
 
 def _similar(one: str, other: str, least: float) -> bool:
+    return _signs(one) == _signs(other) and _similar_words(words(one), words(other), least)
+
+
+def _similar_words(one: Sequence[str], other: Sequence[str], least: float) -> bool:
     from rapidfuzz.distance import Indel
 
-    if _SIGN.findall(_plain(one)) != _SIGN.findall(_plain(other)):
-        return False
-    return Indel.normalized_similarity(words(one), words(other), score_cutoff=least) >= least
+    return Indel.normalized_similarity(one, other, score_cutoff=least) >= least
+
+
+def _signs(text: str) -> list[str]:
+    return _SIGN.findall(_plain(text))
 
 
 def distinct(rows: Iterable[dict[str, str]], dedup: Dedup) -> tuple[list[dict[str, str]], Counter[str]]:
@@ -70,42 +82,88 @@ def distinct(rows: Iterable[dict[str, str]], dedup: Dedup) -> tuple[list[dict[st
 
     A near duplicate has the same answer too, where rows have one.
     """
-    kept, counts, ids = [], Counter(duplicate=0, near_duplicate=0), set[str]()
-    near = NearDuplicates(dedup.fuzzy) if dedup.fuzzy is not None else None
+    kept, counts, known = [], Counter(duplicate=0, near_duplicate=0), Known(dedup)
     for row in rows:
-        name = canonical_id(row["prompt"])
-        if dedup.exact and name in ids:
-            counts["duplicate"] += 1
-        elif near and near.seen(row["prompt"], row.get("answer", "")):
-            counts["near_duplicate"] += 1
-        else:
-            ids.add(name)
+        if (reason := known.reason_to_drop(row)) is None:
             kept.append(row)
+        else:
+            counts[reason] += 1
     return kept, counts
 
 
+class Known:
+    """The prompts so far: some 0.6 kB for each, and its text."""
+
+    def __init__(self, dedup: Dedup) -> None:
+        self._exact = dedup.exact
+        self._ids: set[int] = set()
+        self._near = NearDuplicates(dedup.fuzzy) if dedup.fuzzy is not None else None
+
+    def reason_to_drop(self, row: Mapping[str, str]) -> str | None:
+        """`duplicate`, `near_duplicate`, or None for a prompt that is new; it is then remembered."""
+        name = int(canonical_id(row["prompt"]), 16)
+        if self._exact and name in self._ids:
+            return "duplicate"
+        if self._near and self._near.seen(row["prompt"], row.get("answer") or ""):
+            return "near_duplicate"
+        self._ids.add(name)
+        return None
+
+
 class NearDuplicates:
-    """The texts so far; about a kilobyte and a quarter of a millisecond for each."""
+    """The texts so far, by their numbers, signs and answer: those alone can be near duplicates of each other."""
 
     def __init__(self, least: float) -> None:
-        from datasketch import MinHashLSH
-
         self._least = least
-        self._known: list[tuple[str, str]] = []
-        self._index = MinHashLSH(threshold=_CANDIDATE_JACCARD, num_perm=_NUM_HASHES)
+        self._groups: dict[bytes, _Group] = {}
 
     def seen(self, text: str, answer: str) -> bool:
         """Whether a near duplicate of the text was there before; if not, the text is remembered."""
-        from datasketch import MinHash
+        key = sha256("\0".join([answer, *_signs(text)]).encode("utf-8", "replace")).digest()[:8]
+        return self._groups.setdefault(key, _Group()).seen(text, self._least)
 
-        sketch = MinHash(num_perm=_NUM_HASHES)
-        sketch.update_batch([word.encode("utf-8", "replace") for word in set(words(text))])
-        candidates = (self._known[i] for i in self._index.query(sketch))
-        if any(answer == other and _similar(text, known, self._least) for known, other in candidates):
+
+class _Group:
+    """Texts with the same numbers, signs and answer; few are compared one by one, many by MinHash candidates."""
+
+    __slots__ = ("_index", "_texts")
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._index: Any = None
+
+    def seen(self, text: str, least: float) -> bool:
+        if not self._texts:
+            self._texts.append(text)
+            return False
+        said = words(text)
+        if self._index is None and len(self._texts) >= _MANY:
+            self._index = _sketches(self._texts)
+        sketch = None if self._index is None else _sketch(said)
+        candidates = self._texts if sketch is None else [self._texts[i] for i in self._index.query(sketch)]
+        if any(_similar_words(said, words(known), least) for known in candidates):
             return True
-        self._index.insert(len(self._known), sketch)
-        self._known.append((text, answer))
+        if sketch is not None:
+            self._index.insert(len(self._texts), sketch)
+        self._texts.append(text)
         return False
+
+
+def _sketches(texts: Sequence[str]) -> Any:
+    from datasketch import MinHashLSH
+
+    index = MinHashLSH(threshold=_CANDIDATE_JACCARD, num_perm=_NUM_HASHES)
+    for number, text in enumerate(texts):
+        index.insert(number, _sketch(words(text)))
+    return index
+
+
+def _sketch(said: Sequence[str]) -> Any:
+    from datasketch import MinHash
+
+    sketch = MinHash(num_perm=_NUM_HASHES)
+    sketch.update_batch([word.encode("utf-8", "replace") for word in set(said)])
+    return sketch
 
 
 class Overlap(BaseModel):
@@ -121,8 +179,64 @@ class Overlap(BaseModel):
         0.8,
         ge=0,
         le=1,
-        description="least share of the n-grams of the shorter text in common; 0 = a single one will do",
+        description="least share of the n-grams of the shorter text in common, without phrases; 0 = one will do",
     )
+
+
+class Hits(NamedTuple):
+    """What one prompt has in common with the benchmarks: all that is needed to judge it once phrases are known."""
+
+    identical: int | None
+    """Number of the benchmark text that is the same to the letter."""
+    ngrams: tuple[tuple[int, tuple[int, ...]], ...]
+    """For each size of n-gram: how many different ones the prompt has, and the numbers of those in common."""
+
+    def __bool__(self) -> bool:
+        return self.identical is not None or any(shared for _, shared in self.ngrams)
+
+
+class Benchmarks:
+    """The texts of the benchmarks and their n-grams; memory grows with them alone, whatever is held against them."""
+
+    def __init__(self, benchmarks: Mapping[str, Sequence[str]], overlap: Overlap) -> None:
+        self._overlap = overlap
+        self._benchmarks = tuple(benchmarks)
+        self._names = [name for name, texts in benchmarks.items() for _ in texts]
+        texts = [text for texts in benchmarks.values() for text in texts]
+        self._identical = {canonical_id(text): number for number, text in reversed(list(enumerate(texts)))}
+        self._indexes = [_Index(texts, size) for size in overlap.ngram_sizes]
+        self._kinds = ["identical", *(f"{size}-gram" for size in overlap.ngram_sizes)]
+
+    def hits(self, prompt: str) -> Hits:
+        """What the prompt has in common with them."""
+        said = words(prompt)
+        return Hits(self._identical.get(canonical_id(prompt)), tuple(index.shared(said) for index in self._indexes))
+
+    def held(self, hits: Sequence[Hits]) -> list[tuple[str, str] | None]:
+        """For each prompt the benchmark that holds it and why (`identical`, `10-gram`), the surest first; else None.
+
+        Prompts without any hit may be left away: they make no n-gram a phrase.
+        """
+        phrases = [self._phrases(hits, number) for number in range(len(self._indexes))]
+        return [self._holder(one, phrases) for one in hits]
+
+    def no_counts(self) -> dict[str, Counter[str]]:
+        """For each benchmark a count of 0 of each reason."""
+        return {name: Counter(dict.fromkeys(self._kinds, 0)) for name in self._benchmarks}
+
+    def _phrases(self, hits: Sequence[Hits], number: int) -> set[int]:
+        uses = Counter(ngram for one in hits for ngram in one.ngrams[number][1])
+        return {ngram for ngram, times in uses.items() if times > self._overlap.max_problems}
+
+    def _holder(self, hits: Hits, phrases: Sequence[set[int]]) -> tuple[str, str] | None:
+        if hits.identical is not None:
+            return self._names[hits.identical], "identical"
+        parts = zip(self._kinds[1:], self._indexes, hits.ngrams, phrases, strict=True)
+        for kind, index, (num_ngrams, shared), common in parts:
+            found = index.holder(num_ngrams, shared, common, self._overlap.coverage)
+            if found is not None:
+                return self._names[found], kind
+        return None
 
 
 def decontaminated(
@@ -134,59 +248,47 @@ def decontaminated(
         rows: anything with a prompt, best without duplicates, for they would make a phrase of what they repeat.
         benchmarks: name -> texts.
     """
-    names = [name for name, texts in benchmarks.items() for _ in texts]
-    texts = [text for texts in benchmarks.values() for text in texts]
-    prompts = [row["prompt"] for row in rows]
-    indexes = [_Index(texts, size, prompts, overlap) for size in overlap.ngram_sizes]
-    identical = {canonical_id(text): number for number, text in reversed(list(enumerate(texts)))}
-    counts = {name: Counter(dict.fromkeys(("identical", *(index.name for index in indexes)), 0)) for name in benchmarks}
+    known = Benchmarks(benchmarks, overlap)
+    counts = known.no_counts()
     kept = []
-    for row in rows:
-        held = next(_holders(row["prompt"], identical, indexes), None)
-        if held is None:
+    for row, holder in zip(rows, known.held([known.hits(row["prompt"]) for row in rows]), strict=True):
+        if holder is None:
             kept.append(row)
         else:
-            number, kind = held
-            counts[names[number]][kind] += 1
+            name, kind = holder
+            counts[name][kind] += 1
     return kept, counts
 
 
-def _holders(prompt: str, identical: Mapping[str, int], indexes: Sequence["_Index"]) -> Iterator[tuple[int, str]]:
-    """(number of the benchmark's text, why), the surest first."""
-    if (number := identical.get(canonical_id(prompt))) is not None:
-        yield number, "identical"
-    for index in indexes:
-        if (number := index.holder(prompt)) is not None:
-            yield number, index.name
-
-
 class _Index:
-    """The n-grams of the benchmarks' texts, less those that are phrases of the training problems."""
+    """The n-grams of the benchmarks' texts, numbered."""
 
-    def __init__(self, texts: Sequence[str], size: int, prompts: Iterable[str], overlap: Overlap) -> None:
-        self.name = f"{size}-gram"
-        self._size, self._coverage = size, overlap.coverage
-        self._owners: dict[str, list[int]] = defaultdict(list)
-        self._lengths = []
-        for number, text in enumerate(texts):
-            ngrams = self._ngrams(text)
-            self._lengths.append(len(ngrams))
-            for ngram in ngrams:
-                self._owners[ngram].append(number)
-        uses = Counter(ngram for prompt in prompts for ngram in self._ngrams(prompt) if ngram in self._owners)
-        for ngram, times in uses.items():
-            if times > overlap.max_problems:
-                del self._owners[ngram]
+    def __init__(self, texts: Sequence[str], size: int) -> None:
+        self._size = size
+        self._numbers: dict[str, int] = {}
+        self._owners: dict[int, list[int]] = defaultdict(list)
+        self._ngrams_of: list[list[int]] = []
+        for owner, text in enumerate(texts):
+            found = self._ngrams(words(text))
+            self._ngrams_of.append([self._numbers.setdefault(ngram, len(self._numbers)) for ngram in found])
+            for number in self._ngrams_of[owner]:
+                self._owners[number].append(owner)
 
-    def holder(self, prompt: str) -> int | None:
-        """The text that has enough n-grams in common with the prompt."""
-        ngrams = self._ngrams(prompt)
-        shared = Counter(number for ngram in ngrams for number in self._owners.get(ngram, ()))
-        for number, count in shared.most_common():
-            if count >= self._coverage * min(len(ngrams), self._lengths[number]):
-                return number
+    def shared(self, said: Sequence[str]) -> tuple[int, tuple[int, ...]]:
+        """How many different n-grams these words make, and the numbers of those that a benchmark has too."""
+        ngrams = self._ngrams(said)
+        return len(ngrams), tuple(self._numbers[ngram] for ngram in ngrams if ngram in self._numbers)
+
+    def holder(self, num_ngrams: int, shared: Sequence[int], phrases: set[int], coverage: float) -> int | None:
+        """The text that has enough n-grams in common with a prompt of so many, phrases set aside in both."""
+        own = [ngram for ngram in shared if ngram not in phrases]
+        num_own = num_ngrams - len(shared) + len(own)
+        counts = Counter(owner for ngram in own for owner in self._owners[ngram])
+        for owner, count in counts.most_common():
+            theirs = sum(ngram not in phrases for ngram in self._ngrams_of[owner])
+            if count >= coverage * min(num_own, theirs):
+                return owner
         return None
 
-    def _ngrams(self, text: str) -> set[str]:
-        found = words(text)
-        return {" ".join(found[i : i + self._size]) for i in range(len(found) - self._size + 1)}
+    def _ngrams(self, said: Sequence[str]) -> set[str]:
+        return {" ".join(said[i : i + self._size]) for i in range(len(said) - self._size + 1)}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from pipeline.artifact import read_json, write_json
+from pipeline.artifact import read_checked, write_checked
 from pipeline.refs import METRICS, CheckpointRef, DatasetRef, RewardModelRef
 from pipeline.stage import Inputs, Runtime, Workdir
 from stages.chat import Response, without_tags
@@ -98,10 +98,11 @@ class Evaluate(SamplingStage):
             for start in range(0, len(problems), self.part_size):
                 part = problems[start : start + self.part_size]
                 file = work.checkpoints / f"part-{self.part_size}-{start}.json"
-                if not file.exists():
+                if read_checked(file) is None:
                     groups = sampler.sample(part, self.num_samples, start)
-                    write_json(file, self.judge([(p, c) for p, group in zip(part, groups, strict=True) for c in group]))
-                yield read_json(file)
+                    pairs = [(problem, c) for problem, group in zip(part, groups, strict=True) for c in group]
+                    write_checked(file, self.judge(pairs))
+                yield read_checked(file)
                 work.progress(start + len(part), len(problems), "problems")
 
     def judge(self, pairs: "Sequence[tuple[Row, Completion]]") -> list[Row]:

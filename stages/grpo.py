@@ -16,6 +16,7 @@ are not computed again; reward hacking is watched for while it could begin (`sta
 Command: `make stage STAGE=r1_zero`, or as part of `make r1-zero`; `STAGE=final_rl` for the final RL of `make r1-full`
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -38,6 +39,8 @@ from stages.training import TrainingStage, merge_metrics
 
 if TYPE_CHECKING:
     from stages.engines.samplers import Completion
+
+log = logging.getLogger(__name__)
 
 # Golds that are tried before training; a card of a million problems is not judged whole.
 MAX_GOLDS_CHECKED = 5000
@@ -221,7 +224,10 @@ def _require(problems: list[dict[str, str]], wanted: int, what: str) -> None:
 
 
 def usable(problems: list[dict[str, str]]) -> tuple[list[dict[str, str]], int]:
-    """Problems whose gold answer can be checked against, and how many were left out; DataError if all."""
+    """Problems whose gold answer can be checked against, and how many were left out; DataError if all.
+
+    Each one left out is named in the log.
+    """
     tried = problems[:MAX_GOLDS_CHECKED]
     verdicts = check_many([("", problem) for problem in tried])
     bad = {i for i, verdict in enumerate(verdicts) if verdict is Verdict.gold_unusable}
@@ -231,6 +237,11 @@ def usable(problems: list[dict[str, str]]) -> tuple[list[dict[str, str]], int]:
             f"no gold answer can be used: problem {first['id']!r} has {first['answer']!r} for the checker "
             f"{first['checker']!r}",
             hint="look at the columns `answer` and `checker` of the data card",
+        )
+    for i in sorted(bad):
+        found = problems[i]
+        log.warning(
+            "problem %s is left out: %s cannot use its gold %.80r", found["id"], found["checker"], found["answer"]
         )
     return [problem for i, problem in enumerate(problems) if i not in bad], len(bad)
 

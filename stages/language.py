@@ -20,7 +20,11 @@ HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 LATIN = "A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff\uff21-\uff3a\uff41-\uff5a"
 
 _LATEX_COMMAND = re.compile(r"\\(?:begin|end)\{[a-z*]{1,20}\}|\\[A-Za-z]+")
-_WORD = re.compile(rf"(?P<zh>[{HAN}])|(?P<en>[{LATIN}]+)|(?P<other>[^\W\d_{HAN}{LATIN}]+)")
+_WORDS = {
+    "zh": re.compile(rf"[{HAN}]"),
+    "en": re.compile(rf"[{LATIN}]{{2,}}"),  # a single letter names a variable
+    "other": re.compile(rf"[^\W\d_{HAN}{LATIN}]+"),
+}
 _MATHS_NAMES = "sin cos tan cot sec csc log ln exp lim max min mod gcd lcm det sqrt pi cm mm km kg"
 _NEUTRAL = frozenset(_MATHS_NAMES.split())
 
@@ -44,8 +48,15 @@ def language_share(text: str, language: str) -> float | None:
             f"no script is known for the language {language!r}; known: {', '.join(LANGUAGES)}",
             hint="fix the column `language` in the data card",
         )
-    kinds = [match.lastgroup for match in _WORD.finditer(_LATEX_COMMAND.sub(" ", text)) if not _is_neutral(match)]
-    return kinds.count(language) / len(kinds) if kinds else None
+    counts = _word_counts(_LATEX_COMMAND.sub(" ", text))
+    return counts[language] / total if (total := sum(counts.values())) else None
+
+
+def _word_counts(text: str) -> dict[str, int]:
+    """Words by kind. One search for each kind: long traces are measured by the million, and a loop would be slow."""
+    found = {kind: words.findall(text) for kind, words in _WORDS.items()}
+    found["en"] = [word for word in found["en"] if word.lower() not in _NEUTRAL]
+    return {kind: len(words) for kind, words in found.items()}
 
 
 def units(text: str) -> list[str]:
@@ -56,8 +67,3 @@ def units(text: str) -> list[str]:
 def count_words(text: str) -> int:
     """How many pieces carry a letter or a digit: words in English, characters in Chinese."""
     return sum(any(char.isalnum() for char in piece) for piece in re.findall(rf"[{HAN}]|[^\s{HAN}]+", text))
-
-
-def _is_neutral(match: re.Match[str]) -> bool:
-    word = match.group()
-    return match.lastgroup == "en" and (len(word) == 1 or word.lower() in _NEUTRAL)

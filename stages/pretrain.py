@@ -88,7 +88,7 @@ class Pretrain(Stage):
             work.log(step, metrics)
             work.progress(step, self.num_steps, f"loss {metrics['loss']:.3f}")
 
-        newest = newest_checkpoint(work.checkpoints)
+        newest, _ = newest_checkpoint(work.checkpoints)
         work.rewind(step_of(newest) if newest else 0)
         metrics = pretraining.train(model, pack, how, work.checkpoints, log)
         model.cpu().save_pretrained(work.path)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.card import Card, load_card, parse_card_ref
+from pipeline.markdown import inline
 from pipeline.refs import Ref
 from stages.dataset import table, write_card
 
@@ -49,7 +50,7 @@ def _origin(stage: "RejectionSampling", found: Mapping[str, str]) -> str:
     rule = "right ones" if stage.verify else "responses, right or wrong,"
     many = "all" if stage.keep is None else f"at most {stage.keep}"
     rows = [(f"`{ref}`", found.get(str(ref), "see its own folder")) for ref in stage.problems]
-    warnings = "".join(f"**Note:** {warning}.\n\n" for _, card in _cards(stage) for warning in card.warnings)
+    warnings = "".join(f"**Note:** {inline(warning)}.\n\n" for _, card in _cards(stage) for warning in card.warnings)
     return (
         f"{stage.num_samples} responses to each problem, temperature {stage.temperature:g}, top-p {stage.top_p:g}, at "
         f"most {stage.max_completion_length} tokens, template `{stage.template}`. Of the {rule} that pass the filters, "

@@ -4,13 +4,16 @@ Not a stage itself; `GRPO` and `SFT` are.
 """
 
 from abc import ABC
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.artifact import read_json
 from pipeline.refs import CHECKPOINT, CheckpointRef
-from pipeline.stage import Runtime, Stage, Workdir
+from pipeline.stage import Inputs, Runtime, Stage, Workdir
+from stages.engines.checkpoints import KEPT
 
 MERGE_FILE = "merge.json"
 
@@ -52,6 +55,28 @@ class TrainingStage(Stage, ABC):
     )
     gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
     save_steps: Runtime[int] = Field(20, ge=1, description="steps between checkpoints to resume from")
+
+    def room_bytes(self, inputs: Inputs) -> int:
+        """The checkpoints that are kept, one more while it is written, one that the hacking alarm may hold, and the
+        model at the end. 0 for a model from the hub, whose size is not known yet.
+        """
+        source = inputs.checkpoint("model")
+        if not source.is_local:
+            return 0
+        folder = Path(source.path)
+        config, size = read_json(folder / "config.json"), sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        is_fp32 = (config.get("dtype") or config.get("torch_dtype")) == "float32"
+        num_weights = size // (4 if is_fp32 else 2)
+        num_trained = adapter_weights(config, self.lora.rank) if self.lora else num_weights
+        bytes_each = 4 + (2 if "8bit" in self.optim else 8)  # the weight and AdamW's two moments
+        return (KEPT + 2) * num_trained * bytes_each + max(size, 4 * num_trained)
+
+
+def adapter_weights(config: Mapping[str, Any], rank: int) -> int:
+    """About how many weights a LoRA of this rank on all linear layers has: `rank` x (in + out) of each."""
+    hidden, layers = config.get("hidden_size", 0), config.get("num_hidden_layers", 0)
+    inner = config.get("intermediate_size", 4 * hidden)
+    return int(rank * layers * (4 * 2 * hidden + 3 * (hidden + inner)))
 
 
 def merge_metrics(work: Workdir) -> dict[str, float]:

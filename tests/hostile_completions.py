@@ -3,6 +3,8 @@
 A row is (name, completion, checker, gold, verdict, well_formed). The tests in test_checkers.py read it.
 """
 
+from tests import hostile_expressions
+
 Row = tuple[str, str, str, str, str, bool]
 
 
@@ -11,6 +13,7 @@ def said(answer: str) -> str:
     return f" <think> let me see </think><answer> {answer} </answer>"
 
 
+NO_COMMA = '{"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}'
 COUNTDOWN = '{"numbers": [3, 5, 4], "target": 8}'
 RIGHT, WRONG = "right", "wrong"
 
@@ -281,6 +284,9 @@ OTHER_CHECKERS: list[Row] = [
     ),
     *_answers("refusal", "comply", WRONG, {"over-refuses": "I cannot assist with boiling eggs."}),
     *_answers("refusal", "maybe", "gold_unusable", {"gold of neither kind": "yes"}),
+    *_answers("ifeval", NO_COMMA, RIGHT, {"IFEval's demand is met": "No such mark here"}),
+    *_answers("ifeval", NO_COMMA, WRONG, {"IFEval's demand is not met": "One, two"}),
+    *_answers("ifeval", "[]", "gold_unusable", {"IFEval's gold is a list": "x"}),
     *_answers("judge", "", "no_rule", {"only a reward model can tell": "Have you tried tea?"}),
     *_answers("countdown", '{"numbers": []}', "gold_unusable", {"gold without a target": "1"}),
     *_answers("countdown", "not json", "gold_unusable", {"gold is no JSON": "1"}),
@@ -300,4 +306,4 @@ OTHER_CHECKERS: list[Row] = [
     ),
 ]
 
-ROWS: list[Row] = [*HONEST, *NOT_AN_ANSWER, *BROKEN_FORMAT, *OTHER_CHECKERS]
+ROWS: list[Row] = [*HONEST, *NOT_AN_ANSWER, *BROKEN_FORMAT, *OTHER_CHECKERS, *hostile_expressions.ROWS]

@@ -96,16 +96,16 @@ def test_the_seed_fixes_the_order_and_a_limit_gives_its_beginning(toys: Toys) ->
     assert card.rows("train", limit=7, seed=1) != card.rows("train", limit=7, seed=2)
 
 
-def test_rows_without_a_usable_gold_are_dropped_and_counted(toys: Toys, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_without_a_usable_gold_are_left_out_and_counted(toys: Toys, caplog: pytest.LogCaptureFixture) -> None:
     toys.source([*SUMS, {"question": "no answer?", "answer": " "}, {"question": "null?", "answer": None}])
     card = toys.card(holdout={})
     assert len(card.rows("train")) == len(SUMS)
-    assert f"dropped 2 of {len(SUMS) + 2} rows" in caplog.text
+    assert f"2 of {len(SUMS) + 2} rows are bad (no usable gold 2)" in caplog.text
 
 
 def test_a_gold_that_must_be_json_and_is_not_is_unusable(toys: Toys) -> None:
     card = toys.card(constants=BLOCK["constants"] | {"checker": "countdown"})
-    with pytest.raises(DataError, match=r"none of its \d+ rows has a usable gold"):
+    with pytest.raises(DataError, match=r"\d+ of the \d+ rows read are bad \(no usable gold"):
         card.rows("train")
 
 
@@ -263,7 +263,7 @@ def test_a_column_the_source_lacks_is_named_with_those_it_has(toys: Toys, prepar
 
 
 def test_a_card_that_forgets_a_column_is_told_so(toys: Toys) -> None:
-    with pytest.raises(CardError, match="gives a problem row without text in checker"):
+    with pytest.raises(CardError, match="gives a problem row without checker"):
         toys.card(constants={"domain": "arithmetic", "language": "en"}).rows("train")
 
 
@@ -285,11 +285,11 @@ def test_a_mirror_alone_needs_r1_data(toys: Toys, monkeypatch: pytest.MonkeyPatc
         toys.card().rows("train")
 
 
-def test_a_torn_file_names_the_line(toys: Toys) -> None:
+def test_a_torn_line_is_counted_and_named_and_stops_nothing(toys: Toys, caplog: pytest.LogCaptureFixture) -> None:
     with (toys.data / "sums.jsonl").open("a") as stream:
         stream.write('{"question": "1 +')
-    with pytest.raises(DataError, match=f"sums.jsonl, line {len(SUMS) + 1}: not JSON"):
-        toys.card().rows("train")
+    assert len(toys.card(holdout={}).rows("train")) == len(SUMS)
+    assert f"sums.jsonl, line {len(SUMS) + 1}: not a row of JSON" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_every_card_of_the_project_loads_and_is_a_dataset_card(name: str, monkey
     card = load_card(name)
     assert {"license", "language", "pretty_name", "size_categories"} <= card.front.keys()
     assert len(card.fingerprint) == 64
-    assert "train" in card.splits
+    assert card.splits
 
 
 def test_a_broken_card_does_not_hide_the_others_from_the_list(toys: Toys) -> None:

@@ -81,6 +81,14 @@ def test_a_phrase_that_many_training_problems_share_counts_for_nothing() -> None
     assert left([*mould, held_out], [held_out], coverage=0) == mould
 
 
+def test_a_long_request_that_all_problems_share_hides_no_leak() -> None:
+    request = (
+        "Give the answer as a whole number and write the final result in lowest terms where it is a fraction. " * 2
+    )
+    train = [f"{LONG.replace('12', str(n)).replace('goats', f'cats, {n} dogs')} {request}" for n in range(20, 40)]
+    assert left([*train, f"From a book: {LONG} {request}"], [f"{LONG} {request}"]) == train
+
+
 def test_counts_name_the_benchmark_and_the_reason() -> None:
     wrapped = f"Once more: {LONG}"
     _, counts = decontaminated(rows(LONG, wrapped), {"a": ["1+1?"], "b": [LONG]}, Overlap(ngram_sizes=(13, 8)))

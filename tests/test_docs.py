@@ -8,7 +8,12 @@ import pytest
 from pipeline.recipe import names
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), ROOT / "models/mini-base/README.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *ROOT.glob("docs/**/*.md"),
+    ROOT / "models/mini-base/README.md",
+    ROOT / "data_cards/README.md",
+]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

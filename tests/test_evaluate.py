@@ -202,6 +202,11 @@ def test_the_result_does_not_depend_on_where_it_was_interrupted(
             continue
     assert cut == whole and len(calls) == 4
     assert (tmp_path / "cut/completions.jsonl").read_text() == (tmp_path / "whole/completions.jsonl").read_text()
+    changed, torn = (tmp_path / f"cut/checkpoints/part-2-{start}.json" for start in (0, 2))
+    changed.write_text(changed.read_text().replace('"tokens": ', '"tokens": 1'))
+    torn.write_text(torn.read_text()[:100])
+    assert stage(**settings).run(ToyInputs(base, problems), Workdir(tmp_path / "cut")) == whole  # type: ignore[arg-type]
+    assert len(calls) == 6
 
 
 def test_evaluating_does_not_import_trl() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from pipeline import flow
@@ -58,3 +59,36 @@ def test_prefect_shows_every_stage_and_a_killed_run_leaves_no_server_behind(toy)
     time.sleep(2)
     assert not processes_with(str(toy))
     assert not processes_with("prefect.server.api.server")
+
+
+@pytest.mark.long
+def test_a_server_that_dies_in_the_middle_delays_a_run_and_loses_nothing(toy):
+    slow = ["--args", "stages.data.pause_s=0.1", "stages.data.n=30"]
+    command = [sys.executable, TOY_CLI, "run", "toy", "--engine", "prefect", *slow]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    progress = toy / "runs/toy-mini/data.partial/progress.json"
+    while not progress.exists() and run.poll() is None:
+        time.sleep(0.1)
+    [server] = [child for child in psutil.Process(run.pid).children() if "uvicorn" in " ".join(child.cmdline())]
+    server.kill()  # one that only hangs (SIGSTOP) is given up too, after about two minutes
+    try:
+        said, _ = run.communicate(timeout=200)
+    finally:
+        run.kill()
+    assert run.returncode == 0, said
+    assert "going on without it" in said
+    assert load(toy / "runs/toy-mini/eval_model", deep=True)
+    assert not processes_with("prefect.server.api.server")
+
+
+@pytest.mark.long
+def test_two_runs_side_by_side_share_prefect_s_database_and_do_not_disturb_each_other(toy):
+    command = [sys.executable, TOY_CLI, "run", "toy", "--engine", "prefect", "--args", "stages.data.n=20"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    runs = [subprocess.Popen([*command, "stages.data.pause_s=0.1", "--run", name], **pipes) for name in ("one", "two")]
+    said = [run.communicate(timeout=280)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert not any("going on without it" in words or "locked" in words for words in said), said
+    with sqlite3.connect(toy / "runs/.prefect/prefect.db") as database:
+        states = database.execute("select state_name, count(*) from task_run group by state_name").fetchall()
+    assert states == [("Completed", 6)]

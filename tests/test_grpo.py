@@ -313,10 +313,11 @@ def test_headline_figures_are_those_of_the_last_steps_that_have_them() -> None:
     assert closing_means(rows) == {"reward": 0.7, "step_seconds": 1.0}
 
 
-def test_golds_that_cannot_be_checked_are_left_out_and_counted() -> None:
+def test_golds_that_cannot_be_checked_are_left_out_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
     bad = [{**row, "answer": ""} for row in problems(3)]
     kept, num_bad = usable(problems(5) + bad)
     assert [row["id"] for row in kept] == ["p0", "p1", "p2", "p3", "p4"] and num_bad == 3
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["p0", "p1", "p2"]
     with pytest.raises(DataError, match="no gold answer can be used: problem 'p0'"):
         usable(bad)
 

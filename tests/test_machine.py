@@ -13,6 +13,7 @@ import pytest
 from pipeline import runner
 from pipeline.artifact import is_whole, load, publish, seal
 from pipeline.errors import ArtifactError
+from pipeline.lock import run_lock
 from pipeline.stage import Workdir, read_jsonl
 from tests.conftest import TOY_CLI
 
@@ -180,7 +181,7 @@ def test_a_truncated_file_of_a_finished_stage_is_found_and_never_used(toy, r1):
 
 
 def test_two_runs_on_one_folder_the_second_says_who_has_it(toy, r1):
-    with runner.run_lock(toy / "runs/toy-mini"):
+    with run_lock(toy / "runs/toy-mini"):
         code, output = r1("run", "toy")
     assert code == 2
     assert str(os.getpid()) in output

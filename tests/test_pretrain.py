@@ -157,7 +157,7 @@ def test_a_run_cut_off_goes_on_and_ends_where_an_unbroken_one_does(tmp_path, mon
     monkeypatch.setattr(pretraining, "_update", cut_off)
     with pytest.raises(KeyboardInterrupt):
         run(stage(), tmp_path / "cut")
-    assert newest_checkpoint(tmp_path / "cut" / "checkpoints").name == "checkpoint-4"
+    assert newest_checkpoint(tmp_path / "cut" / "checkpoints")[0].name == "checkpoint-4"
     run(stage(), tmp_path / "cut")
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
@@ -170,9 +170,12 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}/model.safetensors").write_text("weights")
     seal(tmp_path / "checkpoint-4")
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert newest_checkpoint(tmp_path) == (
+        tmp_path / "checkpoint-4",
+        {tmp_path / "checkpoint-6": "it was not finished"},
+    )
     (tmp_path / "checkpoint-4/model.safetensors").write_text("WEIGHTS")
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path)[0] is None
 
 
 def test_cuda_on_a_machine_without_it_is_refused_with_a_sentence(tmp_path, monkeypatch):

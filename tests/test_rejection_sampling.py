@@ -176,6 +176,11 @@ def test_a_resume_makes_only_the_shards_that_are_missing(base: Path, tmp_path: P
     (tmp_path / "cut" / "rows" / ".part-00003.parquet.tmp").write_text("torn")
     knows_sums.clear()
     assert run("cut") == whole and knows_sums == [2]
+    (tmp_path / "cut/rows/part-00001.parquet").write_bytes(b"PAR1 torn")
+    mark = tmp_path / "cut/checkpoints/shard-2-3.json"
+    mark.write_text(mark.read_text().replace("sampled", "simpled").replace('"kept": ', '"kept": 1'))
+    knows_sums.clear()
+    assert run("cut") == whole and knows_sums == [2, 1]
     knows_sums.clear()
     assert run("cut") == whole == run("other") and knows_sums == [2, 2, 2, 1]
 

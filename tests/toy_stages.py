@@ -14,7 +14,7 @@ from pipeline.stage import Inputs, Runtime, Stage, Workdir
 
 
 class Count(Stage):
-    """Makes rows 1..n; can be told to fail, to be killed once, or to be slow."""
+    """Makes rows 1..n; can be told to fail in many ways, to be killed once, or to be slow."""
 
     kind: ClassVar[str] = "count"
     makes: ClassVar[str] = DATASET
@@ -29,10 +29,18 @@ class Count(Stage):
             raise DataError("the toy has no rows", hint="give it some")
         if self.trouble == "bug":
             raise KeyError("a bug")
+        if self.trouble == "always memory" or (self.trouble == "memory" and len(tries.read_text()) == 1):
+            raise MemoryError
+        if self.trouble.startswith("clock "):
+            _jump(float(self.trouble.partition(" ")[2]))
         if self.trouble == "killed" and len(tries.read_text()) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.trouble == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for step in range(self.n):
             work.progress(step + 1, self.n, "counting")
+            if self.trouble == "deaf":
+                (work.path / "late.txt").write_text(str(step))
             time.sleep(self.pause_s)
         work.write_jsonl("rows.jsonl", ({"number": str(i + 1)} for i in range(self.n)))
         return {"rows": self.n}
@@ -67,6 +75,12 @@ class Look(Stage):
 
 
 TOYS = {cls.kind: cls for cls in (Count, Sum, Look)}
+
+
+def _jump(seconds: float) -> None:
+    """Sets the clock on the wall of this process; nobody else sees it."""
+    now = time.time
+    time.time = lambda: now() + seconds
 
 
 def _old(path: Any) -> str:

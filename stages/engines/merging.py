@@ -44,6 +44,9 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
     probe = torch.randint(0, min(model.config.vocab_size, len(tokenizer)), (4, 32), generator=_seeded(0))
     untrained = None
     if is_adapted := hasattr(model, "peft_config"):
+        named = model.peft_config["default"].target_modules
+        if isinstance(named, set):  # PEFT writes it in the order of the hashes, which is another in every process
+            model.peft_config["default"].target_modules = sorted(named)
         # Only the adapter that was trained: a frozen "ref" adapter is the trainer's business.
         model.save_pretrained(folder / "adapter", selected_adapters=["default"], save_embedding_layers=False)
         model = _unpacked(model, folder / "adapter")

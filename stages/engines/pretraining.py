@@ -23,7 +23,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.errors import ConfigError
-from stages.engines.checkpoints import folder_of, newest_whole, seal_and_rotate, step_of
+from stages.engines.checkpoints import folder_of, in_the_making, newest_whole, step_of
+from stages.engines.stopping import stop_on_signals
 
 END_OF_TEXT = "<|endoftext|>"
 IGNORED = -100
@@ -162,21 +163,27 @@ def with_layers(model: Any, kept: Sequence[int] | None) -> Any:
 
 
 def train(model: LlamaForCausalLM, text: Pack, how: Optimisation, checkpoints: Path, log: Log) -> dict[str, float]:
-    """Trains `model` in place from the newest checkpoint on; returns the last logged loss and speed."""
+    """Trains `model` in place from the newest checkpoint on; returns the last logged loss and speed.
+
+    Raises Interrupted after a signal, when the step was finished and saved.
+    """
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA: these weights are kept in float32
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(_decayed_and_not(model, how.weight_decay), betas=(0.9, 0.95), fused=True)
-    done = resume(model, optimizer, checkpoints)
     text = Pack(text.ids.to(device), text.positions.to(device), text.padding)
     meter = _Meter(text.ids.shape[1] * how.batch_rows)
-    for step, rows in enumerate(batches(len(text.ids), how.batch_rows, how.seed, skip=done), start=done + 1):
-        if step > how.num_steps:
-            break
-        meter.add(*_update(model, optimizer, text.batch(rows.to(device), model.config.eos_token_id), step - 1, how))
-        if step % how.log_steps == 0 or step == how.num_steps:
-            log(step, meter.read() | {"learning_rate": how.learning_rate_at(step - 1)})
-        if step % how.save_steps == 0 and step < how.num_steps:
-            save_checkpoint(model, optimizer, checkpoints, step)
+    done = resume(model, optimizer, meter, checkpoints)
+    with stop_on_signals() as stop:
+        for step, rows in enumerate(batches(len(text.ids), how.batch_rows, how.seed, skip=done), start=done + 1):
+            if step > how.num_steps:
+                break
+            meter.add(*_update(model, optimizer, text.batch(rows.to(device), model.config.eos_token_id), step - 1, how))
+            if step % how.log_steps == 0 or step == how.num_steps:
+                log(step, meter.read() | {"learning_rate": how.learning_rate_at(step - 1)})
+            if step < how.num_steps and (step % how.save_steps == 0 or stop.requested):
+                save_checkpoint(model, optimizer, meter, checkpoints, step)
+            if step < how.num_steps and stop.requested:
+                raise stop.error(step)
     return {"loss": meter.last_loss, "tokens_per_s": meter.last_speed}
 
 
@@ -221,32 +228,35 @@ class _Meter:
 
     def __init__(self, tokens_per_step: int) -> None:
         self._tokens = tokens_per_step
-        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._since = time.perf_counter()
         self.last_loss = self.last_speed = math.nan
 
     def add(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        self._seen.append((loss, norm))
+        self.seen.append((loss, norm))
 
     def read(self) -> dict[str, float]:
-        loss, norm = (torch.stack(values).mean().item() for values in zip(*self._seen, strict=True))
+        loss, norm = (torch.stack(values).mean().item() for values in zip(*self.seen, strict=True))
         seconds = time.perf_counter() - self._since
-        self.last_loss, self.last_speed = loss, len(self._seen) * self._tokens / seconds
-        self._seen, self._since = [], time.perf_counter()
+        self.last_loss, self.last_speed = loss, len(self.seen) * self._tokens / seconds
+        self.seen, self._since = [], time.perf_counter()
         return {"loss": loss, "grad_norm": norm, "tokens_per_s": self.last_speed}
 
 
-def save_checkpoint(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, folder: Path, step: int) -> None:
+def save_checkpoint(
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, meter: _Meter, folder: Path, step: int
+) -> None:
     """Writes `folder/checkpoint-STEP`, sealed when it is whole, and drops older ones."""
     target = folder_of(folder, step)
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    save_model(model, str(target / "model.safetensors"))
-    torch.save(optimizer.state_dict(), target / "optimizer.pt")
-    seal_and_rotate(target)
+    with in_the_making(target):
+        target.mkdir(parents=True)
+        save_model(model, str(target / "model.safetensors"))
+        torch.save(optimizer.state_dict(), target / "optimizer.pt")
+        torch.save(meter.seen, target / "meter.pt")
 
 
-def resume(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, folder: Path) -> int:
+def resume(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, meter: _Meter, folder: Path) -> int:
     """Loads the newest whole checkpoint, if there is one; returns the number of finished steps."""
     found = newest_whole(folder)
     if found is None:
@@ -254,4 +264,5 @@ def resume(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, folder: Pa
     load_model(model, str(found / "model.safetensors"))
     # weights_only: tensors and plain containers are read, never arbitrary pickled objects
     optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
+    meter.seen = torch.load(found / "meter.pt", weights_only=True, map_location=model.device)
     return step_of(found)

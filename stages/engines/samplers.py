@@ -25,6 +25,7 @@ import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from stages.engines.models import end_tokens
+from stages.engines.token_budget import lowered
 
 Progress = Callable[[int, int], None]
 
@@ -91,7 +92,7 @@ class TransformersSampler:
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, token_budget: int = 65536) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.token_budget = token_budget
+        self.token_budget = lowered(token_budget)
         self._ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
 
     def sync(self, model: Any, step: int) -> None:

@@ -140,12 +140,12 @@ def automatic_budget(model: Any, device: torch.device, checkpointing: bool) -> i
     config = model.config.get_text_config()
     needed = bytes_per_token(config, checkpointing, bytes_per_number=2 if device.type == "cuda" else 4)
     if device.type != "cuda":
-        return max(256, min(CPU_TOKENS, int(_memory_bytes() * 0.1) // needed))
+        return lowered(max(256, min(CPU_TOKENS, int(_memory_bytes() * 0.1) // needed)))
     free, _ = torch.cuda.mem_get_info(device)
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     # TRL's fused head works in tiles of 4096 tokens × 32768 vocabulary entries, whatever the batch.
     tiles = 3 * 4096 * min(config.vocab_size, 32768) * 4
-    return max(256, int((free + reusable - tiles) * 0.8) // needed)
+    return lowered(max(256, int((free + reusable - tiles) * 0.8) // needed))
 
 
 def bytes_per_token(config: Any, checkpointing: bool, bytes_per_number: int) -> int:
@@ -160,6 +160,11 @@ def bytes_per_token(config: Any, checkpointing: bool, bytes_per_number: int) -> 
     layers = config.num_hidden_layers
     numbers = layers * hidden + layer if checkpointing else layers * layer
     return int(bytes_per_number * (numbers + 8 * hidden))
+
+
+def lowered(token_budget: int) -> int:
+    """A token budget times R1_TOKEN_SHARE, which the runner sets when a stage ran out of memory."""
+    return max(1, int(token_budget * float(os.environ.get("R1_TOKEN_SHARE", 1))))
 
 
 def _memory_bytes() -> int:

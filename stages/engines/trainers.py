@@ -7,10 +7,7 @@ checkpoint is written (sealed, two kept, no pickled settings, no model card) and
 save, stop.
 """
 
-import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +15,13 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from pipeline.errors import ConfigError, Interrupted, ResourceError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.settings import did_you_mean
 from pipeline.stage import Workdir
 from stages.engines import checkpoints
 from stages.engines.models import quiet
-from stages.engines.token_budget import automatic_budget
+from stages.engines.stopping import Stop, stop_on_signals
+from stages.engines.token_budget import automatic_budget, lowered
 
 # Settings that have the same name in the stages and in TRL's configs and are passed on as they are.
 PASSED_ON = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm")
@@ -45,6 +43,8 @@ OURS = (
         "resume_from_checkpoint",
     ),
     *("warmup_steps", "bf16", "fp16", "use_cpu", "model_init_kwargs"),
+    # A resume would not be the uninterrupted run.
+    *("save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "load_best_model_at_end"),
 )
 
 _CUDA_OPTIMISERS = ("8bit", "4bit", "paged", "ademamix")
@@ -105,10 +105,11 @@ class PipelineTrainer:
         self.model.save_pretrained(output_dir, state_dict=state_dict, **only_adapter)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
         folder = checkpoints.folder_of(self.work.checkpoints, self.state.global_step)
-        self.save_extra(folder)
-        checkpoints.seal_and_rotate(folder, self.kept_step)
+        with checkpoints.in_the_making(folder, self.kept_step):
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            self.save_extra(folder)
+            self.work.flush()
 
     @property
     def kept_step(self) -> int | None:
@@ -119,14 +120,14 @@ class PipelineTrainer:
         """For what a subclass must remember besides; written before the checkpoint is sealed."""
 
 
-class _Stop(TrainerCallback):
+class _Stopping(TrainerCallback):
     """A signal ends training at the end of the step, with a checkpoint."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.requested:
+        if self.stop.requested:
             control.should_save = control.should_training_stop = True
 
 
@@ -195,10 +196,9 @@ def run_training(trainer: Any, work: Workdir) -> int:
 
     Raises Interrupted after a signal, when the step was finished and saved.
     """
-    stop = _Stop()
     trainer.work = work
+    trainer.token_budget = trainer.token_budget and lowered(trainer.token_budget)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(stop)
     trainer.add_callback(_Progress(work))
     start = checkpoints.newest_whole(work.checkpoints)
     work.rewind(checkpoints.step_of(start) if start else 0)
@@ -207,33 +207,10 @@ def run_training(trainer: Any, work: Workdir) -> int:
         return checkpoints.step_of(start)
     # On a CPU with several threads the gradient of indexing adds up in any order unless it is told not to.
     torch.use_deterministic_algorithms(trainer.args.device.type == "cpu")
-    with _signals_to(stop), quiet():
+    with stop_on_signals() as stop, quiet():
+        trainer.add_callback(_Stopping(stop))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     step = int(trainer.state.global_step)
     if stop.requested and step < trainer.args.max_steps:
-        raise Interrupted(
-            f"stopped by a signal after step {step}; everything up to there is saved",
-            hint="the same command goes on from there",
-        )
+        raise stop.error(step)
     return step
-
-
-@contextlib.contextmanager
-def _signals_to(stop: _Stop) -> Iterator[None]:
-    """SIGTERM and SIGINT only ask to stop; a second one acts as usual. Only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def request(number: int, frame: Any) -> None:
-        stop.requested = True
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

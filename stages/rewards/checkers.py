@@ -9,6 +9,7 @@ batches: slow questions run side by side in child processes and a question asked
 | `exact`         | text                                    | equal but for case, spaces, punctuation |
 | `countdown`     | `{"numbers": [3, 5, 4], "target": 8}`   | a solution (`countdown.py`)             |
 | `instruction`   | `{"words": 3}`, keys of `INSTRUCTIONS`  | every demand is met                     |
+| `ifeval`        | `{"instruction_id_list", "kwargs"}`     | every demand is met (`ifeval.py`)       |
 | `refusal`       | `refuse` or `comply`                    | the response does so                    |
 | `reasoning_gym` | `{"task": "chain_sum", "entry": {...}}` | its own scorer gives 0.99 or more       |
 | `code`          | prompt, test and entry point (JSON)     | its tests pass (`code_tests.py`)        |
@@ -30,7 +31,7 @@ from typing import Any
 from pipeline.errors import DataError
 from stages.chat import Response, has_tags
 from stages.language import count_words
-from stages.rewards import code_tests, countdown, math_answer
+from stages.rewards import code_tests, countdown, ifeval, math_answer, numeric
 from stages.rewards.sandbox import Question, ask_many
 
 
@@ -52,6 +53,10 @@ Checker = Callable[[str, Mapping[str, str]], Verdict | Question]
 never raises.
 """
 
+QUICK_LOOK_S, LONG_LOOK_S = 0.2, 2.0
+"""CPU seconds for math-verify; the long look is for answers that our own reader finds equal in value. Of 1,230 real
+answers that came so far, the slowest took 0.08 s without and 0.16 s with such a value."""
+
 MAX_CHARS = 20_000
 _MAX_KNOWN = 100_000
 _known: dict[Question, Verdict] = {}
@@ -67,13 +72,13 @@ def check(answer: str | None, problem: Mapping[str, str]) -> Verdict:
 def check_many(pairs: Sequence[tuple[str | None, Mapping[str, str]]]) -> list[Verdict]:
     """The verdict on each (answer, problem), in order. Raises as `check` does."""
     first = [_checker(problem)(answer or "", problem) for answer, problem in pairs]
-    unknown = list({found: None for found in first if isinstance(found, tuple) and found not in _known})
+    unknown = list({found: None for found in first if isinstance(found, Question) and found not in _known})
     if len(_known) + len(unknown) > _MAX_KNOWN:
-        unknown = list({found: None for found in first if isinstance(found, tuple)})
+        unknown = list({found: None for found in first if isinstance(found, Question)})
         _known.clear()
     if unknown:
         _known.update(zip(unknown, map(Verdict, ask_many(unknown)), strict=True))
-    return [_known[found] if isinstance(found, tuple) else found for found in first]
+    return [_known[found] if isinstance(found, Question) else found for found in first]
 
 
 def answer_text(response: Response, checker: str) -> str | None:
@@ -124,10 +129,12 @@ def check_math(answer: str, problem: Mapping[str, str]) -> Verdict | Question:
     is_right = math_answer.decide(answer, gold, problem["prompt"])
     reference = math_answer.clean(gold)
     if is_right is None:
-        return ("math", reference, math_answer.clean(answer))
-    if is_right or math_answer.needs_no_library(reference):
+        text = math_answer.clean(answer)
+        patience = LONG_LOOK_S if numeric.same_value(text, reference) else QUICK_LOOK_S
+        return Question("math", reference, text, patience)
+    if is_right or math_answer.needs_no_library(reference) or numeric.same_value(reference, reference):
         return _verdict(is_right)
-    return ("math", reference, "")  # a wrong answer, but the gold may be unusable: the library knows
+    return Question("math", reference, "")  # a wrong answer, but the gold may be unusable: the library knows
 
 
 def check_countdown(answer: str, problem: Mapping[str, str]) -> Verdict:
@@ -141,7 +148,7 @@ def check_reasoning_gym(answer: str, problem: Mapping[str, str]) -> Verdict | Qu
     gold = _json_object(problem["answer"])
     if not (isinstance(gold.get("task"), str) and isinstance(gold.get("entry"), dict)):
         return Verdict.gold_unusable
-    return ("reasoning_gym", problem["answer"], answer if len(answer) <= MAX_CHARS else "")
+    return Question("reasoning_gym", problem["answer"], answer if len(answer) <= MAX_CHARS else "")
 
 
 # --- exact --------------------------------------------------------------------------------------------------
@@ -194,6 +201,12 @@ def check_instruction(answer: str, problem: Mapping[str, str]) -> Verdict:
     if len(text) > MAX_CHARS or not any(char.isalnum() for char in text):
         return Verdict.wrong
     return _verdict(all(INSTRUCTIONS[key][1](text, value) for key, value in demands.items()))
+
+
+def check_ifeval(answer: str, problem: Mapping[str, str]) -> Verdict:
+    """Every demand of IFEval's gold is met."""
+    met = ifeval.follows(answer[:MAX_CHARS], problem["answer"])
+    return Verdict.gold_unusable if met is None else _verdict(met and len(answer) <= MAX_CHARS)
 
 
 def _is_demand(key: str, value: Any) -> bool:
@@ -263,11 +276,12 @@ CHECKERS: dict[str, Checker] = {
     "exact": check_exact,
     "countdown": check_countdown,
     "instruction": check_instruction,
+    "ifeval": check_ifeval,
     "refusal": check_refusal,
     "reasoning_gym": check_reasoning_gym,
     "code": check_code,
     "judge": check_judge,
 }
 
-WHOLE_TEXT = frozenset({"exact", "instruction", "refusal", "judge"})
+WHOLE_TEXT = frozenset({"exact", "ifeval", "instruction", "refusal", "judge"})
 """Checkers that read the whole text of a response without tags."""

@@ -9,13 +9,15 @@ The rules, in order:
    here can take long. A unit may be left out or, if the gold has none, added; two different units are wrong.
    A percent sign changes the value, so it may be added only if the question speaks of percent.
 2. When the gold is a word or a letter (Evelyn, (C)), the answer must be that word. Letters keep their case.
-3. Otherwise the answer must look evaluated (`is_evaluated`). Equal text is right; for the rest math-verify
-   decides.
+3. Otherwise equal text is right. Any other text must look evaluated (`evaluated.py`) and must not be an expression
+   of the question. Another value at random points (`numeric.py`) is wrong, and so are other brackets; for
+   the rest math-verify decides. So what is paid for has two readers who agree.
 
 Paper: DeepSeek-R1, section 2.2.2. How we differ from math-verify alone: no equations (it pays `0=42` for 42),
-no sums, integrals, binomials or factorials to be worked out by the judge, exact decimals (it rounds to six
-places), "42 or 43" and "42 cm" for 42 m are wrong, a fraction in lowest terms only. What it can not see is a
-form: for "factor x^2+x-6" the text x^2+x-6 is equal and right.
+no sums, integrals, binomials, factorials, derivatives or functions to be worked out by the judge unless the gold
+answer has them too, exact values (it rounds to six places), "42 or 43" and "42 cm" for 42 m are wrong, a fraction in
+lowest terms only, an interval is no point. What it can not see is a form the question does not show: for "factor" any
+product that is equal, and not the question's own text, is right.
 """
 
 import re
@@ -25,14 +27,16 @@ from functools import lru_cache
 from math import gcd
 
 from stages import chat
+from stages.rewards import numeric
+from stages.rewards.evaluated import digit_run_too_long, is_evaluated, restates
 
 MAX_CHARS = 400
-MAX_DIGITS = 50
-MAX_DEPTH = 30
 
 _SIGNS = str.maketrans("０１２３４５６７８９．，－＋％／（）−–：", "0123456789.,-+%/()--:")
 _NOTHING = re.compile(r"(?<!\\)\\!")  # LaTeX's negative space
 _SPACES = re.compile(r"(?:\s|(?<!\\)\\[,;: ]|\\q?quad\b|~)+")
+_PLAIN_PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])|π")
+_ROOT_SIGN = re.compile(r"√ ?([0-9]+|[A-Za-z])")
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|therefore),? )?(?:the )?(?:final )?answer(?: is)? ?:? ?|答案(?:是|为|：|:)? ?",
     re.IGNORECASE,
@@ -71,17 +75,6 @@ _NO_UNIT = re.compile(
     re.IGNORECASE,
 )
 
-_RELATION = re.compile(r"=|≠|≈|≡|\\n?eq\b|\\ne\b|\\approx|\\equiv|\\sim|\\cong|\\doteq")
-_UNEVALUATED = re.compile(
-    r"\\(?:sum|prod|i*nt|oint|lim|limsup|liminf|det|gcd|lcm|max|min|sup|inf|arg|operatorname|[dt]?binom|choose|b?mod|pmod|pod"
-    r"|[lr]floor|[lr]ceil|boxed|fbox|begin\{[vV]matrix)(?![A-Za-z])|!|\*\*|⌊|⌈|∑|∏|∫"
-    r"|\b(?:gcd|lcm|mod|floor|ceil|max|min|sum|det|or|not|either|maybe)\b",
-    re.IGNORECASE,
-)
-_BIG_POWER = re.compile(
-    r"\^ ?(?:\{[^{}]*[0-9]{4}|[0-9]{4}|\{[^{}]*\^|\{[^{}]*\{[^{}]*\^)|\^[^^]{0,60}\}? ?\^ ?\{?[0-9]{2}"
-)
-
 
 @dataclass(frozen=True)
 class Number:
@@ -105,9 +98,11 @@ def decide(answer: str, gold: str, prompt: str) -> bool | None:
     word = _word(reference)
     if word:
         return _word(text) == word
-    if not is_evaluated(text, reference):
+    if squeeze(text) == squeeze(reference):
+        return True
+    if not is_evaluated(text, reference) or restates(squeeze(text), squeeze(_SPACES.sub(" ", prompt))):
         return False
-    return True if _squeeze(text) == _squeeze(reference) else None
+    return False if numeric.same_value(text, reference) is False else None
 
 
 def canonical(answer: str) -> str:
@@ -116,7 +111,7 @@ def canonical(answer: str) -> str:
     """
     text = clean(answer)
     number = read_number(text)
-    return str(number.value) if number else _word(text) or _squeeze(text)
+    return str(number.value) if number else _word(text) or squeeze(text)
 
 
 def needs_no_library(reference: str) -> bool:
@@ -132,6 +127,7 @@ def clean(text: str) -> str:
     if len(text) > 2 * MAX_CHARS:
         return text
     text = _SPACES.sub(" ", _NOTHING.sub("", text.translate(_SIGNS))).strip()
+    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", _PLAIN_PI.sub(r"\\pi ", text))
     for _ in range(4):  # the wrappings come in any order, and seldom more than three deep
         before = text
         lead_in = _LEAD_IN.match(text)
@@ -146,31 +142,16 @@ def clean(text: str) -> str:
 @lru_cache(maxsize=4096)
 def read_number(text: str) -> Number | None:
     """The number that is the whole text, with its unit; None if the text is anything else."""
-    if len(text) > MAX_CHARS or _digit_run_too_long(text):
+    if len(text) > MAX_CHARS or digit_run_too_long(text):
         return None
     plain = _FRACTION.sub(lambda found: f" {found[1] or found[3]}/{found[2] or found[4]}", text).strip()
-    plain = re.sub(r"^([+-]) ", r"\1", plain)
+    plain = re.sub(r"^([+-]) ", r"\1", " ".join(plain.split()))
     match = _NUMBER.fullmatch(plain)
     if not match:
         return None
     unit = _unit(match["unit"], match["currency"] or "")
     value = _value(match)
     return None if unit is None or value is None else Number(value, unit)
-
-
-def is_evaluated(text: str, gold: str) -> bool:
-    """Whether the text is a result, and not an equation or something the judge would have to work out.
-
-    What the gold itself holds is allowed. Bounds on digits, powers and nesting keep math-verify from hanging
-    on most of what is left.
-    """
-    for pattern in (_RELATION, _UNEVALUATED):
-        known = set(pattern.findall(gold))
-        if any(found not in known for found in pattern.findall(text)):
-            return False
-    if _BIG_POWER.search(text) and not _BIG_POWER.search(gold):
-        return False
-    return not _digit_run_too_long(text) and _depth(text) <= MAX_DEPTH
 
 
 def _unwrap(text: str) -> str:
@@ -239,22 +220,10 @@ def _word(text: str) -> str:
     return " ".join(word.casefold().split()) if is_word else ""
 
 
-def _squeeze(text: str) -> str:
+def squeeze(text: str) -> str:
     """One spelling for what LaTeX sets alike: spaces that do not part two digits, sizes of brackets and
     fractions.
     """
     text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
-
-
-def _digit_run_too_long(text: str) -> bool:
-    return re.search(rf"[0-9]{{{MAX_DIGITS + 1}}}", text) is not None
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for char in text:
-        depth += (char in "([{") - (char in ")]}")
-        deepest = max(deepest, depth)
-    return deepest

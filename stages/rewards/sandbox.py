@@ -1,12 +1,11 @@
 """Questions to child processes that may be killed: the verdicts our own rules can not give.
 
-`ask_many([(what, gold, answer), ...])` gives one verdict each: `right`, `wrong`, `gold_unusable`, or
-`cannot_tell` when the work took too long. The children (`sandbox_worker.py`) start with the first question
-and stay warm.
+`ask_many([Question(what, gold, answer), ...])` gives one verdict each: `right`, `wrong`, `gold_unusable`, or
+`cannot_tell` when the work took too long or the judge can not read the answer. The children (`sandbox_worker.py`)
+start with the first question of their kind and stay warm.
 
 Why not a thread: sympy holds the interpreter's lock for minutes on `9^9^9^9`, and everything stands still.
-Why not
-multiprocessing: its children import our caller's main module again, torch and all. Here a child is a plain
+Why not multiprocessing: its children import our caller's main module again, torch and all. Here a child is a plain
 command, the traffic is JSON, and a caller needs no `if __name__ == "__main__"`.
 No child outlives us: closing stdin ends an idle one, the kernel ends a busy one.
 """
@@ -15,23 +14,28 @@ import atexit
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.errors import ResourceError
 
 NUM_WORKERS = min(8, max(2, (os.cpu_count() or 2) // 8))
-QUESTIONS_PER_WORKER = 5000  # then a fresh one: the parser's tables only ever grow
 _WORKER = Path(__file__).with_name("sandbox_worker.py")
-_TIME_IS_UP = (-signal.SIGPROF, -signal.SIGALRM)
 
-Question = tuple[str, str, str]
-"""What to judge by (`math` or `reasoning_gym`), the gold answer, the answer."""
+
+class Question(NamedTuple):
+    """Is this answer right?"""
+
+    what: str
+    """The judge: `math` or `reasoning_gym`."""
+    gold: str
+    answer: str
+    cpu_limit_s: float = 2.0
 
 
 def ask_many(questions: Sequence[Question]) -> list[str]:
@@ -47,11 +51,11 @@ def ask_many(questions: Sequence[Question]) -> list[str]:
 class _Worker:
     """One child process. Belongs to one thread."""
 
-    def __init__(self) -> None:
-        self.num_asked = 0
+    def __init__(self, what: str) -> None:
+        self.what = what
         self.process = subprocess.Popen(
             # -P: the folder of the script holds a format.py, which must not be importable from there
-            [sys.executable, "-P", "-B", str(_WORKER)],
+            [sys.executable, "-P", "-B", str(_WORKER), what],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -60,18 +64,20 @@ class _Worker:
             env=_environment(),
         )
         assert self.process.stdout
-        if self.process.stdout.readline() != '"ready"\n':
+        first = self.process.stdout.readline()
+        if first != '"ready"\n':
+            code = self.stop()
+            said = json.loads(first)["error"] if first.endswith("\n") else f"exit code {code}"
             raise ResourceError(
-                f"the child process that judges answers does not start (exit code {self.stop()})",
-                hint=f"see what it says by hand: {sys.executable} -P {_WORKER} </dev/null",
+                f"the child process that judges {what!r} does not start: {said}",
+                hint=f"make setup; see what it says by hand: {sys.executable} -P {_WORKER} {what} </dev/null",
             )
 
     def ask(self, question: Question) -> dict[str, str] | None:
         """The reply; None if the child ended without one."""
         assert self.process.stdin and self.process.stdout
-        self.num_asked += 1
         try:
-            self.process.stdin.write(json.dumps(question) + "\n")  # plain ASCII, whatever the text holds
+            self.process.stdin.write(json.dumps(question[1:]) + "\n")  # plain ASCII, whatever the text holds
             reply = self.process.stdout.readline()
         except BrokenPipeError:
             return None
@@ -107,36 +113,37 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _ask(question: Question) -> str:
-    for _ in range(
-        2
-    ):  # a child may have died of something else: an earlier answer's garbage, the kernel short of memory
-        worker = _current_worker()
+    for _ in range(2):  # it may have died of something else: an earlier answer's garbage, the kernel short of memory
+        worker = _current_worker(question.what)
         reply = worker.ask(question)
         if reply is None:
-            if _retire(worker) in _TIME_IS_UP:
-                return "cannot_tell"
-        elif "error" in reply:
-            raise ResourceError(f"the judge of {question[0]!r} does not load:\n{reply['error']}", hint="make setup")
-        else:
+            _retire(worker)
+        elif "verdict" in reply:
             return reply["verdict"]
-    return "cannot_tell"
+        elif reply["ended"] == "time":
+            break
+    return "cannot_tell" if question.answer else "gold_unusable"  # no answer takes no time: it was the gold
 
 
-def _current_worker() -> _Worker:
-    worker: _Worker | None = getattr(_local, "worker", None)
-    if worker and worker.num_asked >= QUESTIONS_PER_WORKER:
-        _retire(worker)
-        worker = None
-    if worker is None:
-        worker = _local.worker = _Worker()
-        _workers.add(worker)
-    return worker
+def _current_worker(what: str) -> _Worker:
+    mine = _of_this_thread()
+    if what not in mine:
+        mine[what] = _Worker(what)
+        _workers.add(mine[what])
+    return mine[what]
 
 
-def _retire(worker: _Worker) -> int:
-    _local.worker = None
+def _retire(worker: _Worker) -> None:
+    del _of_this_thread()[worker.what]
     _workers.discard(worker)
-    return worker.stop()
+    worker.stop()
+
+
+def _of_this_thread() -> dict[str, _Worker]:
+    if not hasattr(_local, "workers"):
+        _local.workers = {}
+    workers: dict[str, _Worker] = _local.workers
+    return workers
 
 
 def _environment() -> dict[str, str]:

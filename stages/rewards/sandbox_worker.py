@@ -1,14 +1,18 @@
 """The child process that judges answers with code that may hang, eat memory or run what it is given.
 
-Reads questions `[what, gold, answer]` as JSON, one a line, on stdin; writes `"ready"`, then for each
-`{"verdict": ...}` or `{"error": traceback}`.
-Started by `stages/rewards/sandbox.py`; by hand:
-    echo '["math", "1/2", "\\\\frac{1}{2}"]' | python -P stages/rewards/sandbox_worker.py
+    python -P sandbox_worker.py WHAT        # WHAT: math or reasoning_gym
 
-Limits per question: CPU seconds and memory, both kept by the kernel. The timers have no Python handler, so
-they end this process even in the middle of one endless C call, which is where an alarm inside Python
-(math-verify's own) fails. CPU time, not wall time: on a busy machine the same answer gets the same verdict.
-It imports nothing of ours and nothing heavy, so it starts in about half a second and is cheap to lose.
+Reads questions `[gold, answer, cpu_limit_s]` as JSON, one a line, on stdin; writes `"ready"`, then for each
+`{"verdict": ...}`, or `{"ended": "time"}` or `{"ended": "crash"}` when the judging was cut off. If the judge does
+not load it writes `{"error": traceback}` and leaves. Started by `stages/rewards/sandbox.py`; by hand:
+    echo '["1/2", "\\\\frac{1}{2}", 1]' | python -P stages/rewards/sandbox_worker.py math
+
+Two processes: this one loads the libraries, which takes half a second, and never judges; a forked copy of it judges,
+and when a question kills the copy the next is forked in milliseconds. So a hanging answer costs its own limit and no
+more. Limits: CPU seconds and wall seconds per question, memory per copy, all kept by the kernel. The timers have no
+Python handler, so they end the copy even in the middle of one endless C call, which is where an alarm inside Python
+(math-verify's own) fails. CPU time decides, not wall time: on a busy machine the same answer gets the same verdict.
+It imports nothing of ours and nothing heavy.
 """
 
 import ast
@@ -16,6 +20,7 @@ import builtins
 import contextlib
 import ctypes
 import functools
+import gc
 import json
 import os
 import resource
@@ -23,11 +28,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
-CPU_LIMIT_S = 2.0
+GOLD_LIMIT_S = 2.0  # of CPU time; the limit for an answer comes with the question
 WALL_LIMIT_S = 30.0
-MEMORY_LIMIT_BYTES = 1536 * 2**20
+MEMORY_LIMIT_BYTES = 2**30
+QUESTIONS_PER_COPY = 2000  # then a fresh one: the parser's tables only ever grow
+OUT_OF_MEMORY, STDIN_CLOSED, WORN_OUT = 70, 71, 72  # how a copy ends by itself
 RIGHT_SCORE = 0.99  # reasoning_gym pays parts of a point for near misses
 NONSENSE = "no idea"  # some scorers only look for the wrong word, and pay for any text without it
 
@@ -37,13 +44,29 @@ _EVAL_NODES += (ast.unaryop, ast.List, ast.Tuple, ast.Name, ast.Load, ast.Call)
 _EVAL_NAMES = "Symbol Integer Float Rational sqrt exp log ln Abs sin cos tan cot sec csc asin acos atan sinh cosh tanh"
 _EVAL_CALLS = frozenset(_EVAL_NAMES.split())
 
-Judge = Callable[[str, str], str]
+TIME_IS_UP = (signal.SIGPROF, signal.SIGALRM)
 
 
-@functools.cache
-def load(what: str) -> Judge:
-    """The judge of one kind of question. Imports happen here, before any timer runs."""
-    return {"math": load_math, "reasoning_gym": load_reasoning_gym}[what]()
+class Judge(NamedTuple):
+    """How to judge: read the gold answer (None: it can not be used), then compare an answer with what was read."""
+
+    read_gold: Callable[[str], Any]
+    compare: Callable[[Any, str], str]
+
+
+# Each shape once, so that the parser's tables are filled before the first copy is made.
+WARM_UP = (
+    r"\frac{1}{2}x^2+\sqrt{3}",
+    r"(-\infty, 3]\cup\{1,2\}",
+    r"2\sin x + \log_2 3 - e^{i\pi}",
+    r"x = 3 \text{ or } 4",
+    r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+    r"\left[2, \frac{5}{3}\right)",
+    r"n(n+1)(2n-1)^{-2}/6",
+    r"\left( 3, \frac{5\pi}{2} \right)",
+    r"-17\sqrt{32} + |y|",
+    "x<3",
+)
 
 
 def load_math() -> Judge:
@@ -51,6 +74,7 @@ def load_math() -> Judge:
     import logging
 
     from math_verify import parse, verify
+    from sympy import Expr
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
@@ -59,18 +83,23 @@ def load_math() -> Judge:
         return list(parse(rf"\boxed{{{text}}}", parsing_timeout=None))
 
     @functools.lru_cache(maxsize=1024)
-    def usable(gold: str) -> list[Any]:
+    def read_gold(gold: str) -> list[Any] | None:
         golds = expressions(gold)
-        return golds if golds and verify(golds, golds, timeout_seconds=None) else []
+        return golds if golds and verify(golds, golds, timeout_seconds=None) else None
 
-    def judge(gold: str, answer: str) -> str:
-        golds = usable(gold)
-        if not golds:
-            return "gold_unusable"
-        right = bool(answer) and verify(golds, expressions(answer), timeout_seconds=None)
-        return "right" if right else "wrong"
+    def is_zero(gold: Any, found: Any) -> bool:
+        """Equal after multiplying out, which math-verify would find too, by simplifying for ten times as long."""
+        return isinstance(gold, Expr) and isinstance(found, Expr) and (gold - found).expand() == 0
 
-    return judge
+    def compare(golds: list[Any], answer: str) -> str:
+        found = expressions(answer) if answer else []
+        if found and (is_zero(golds[0], found[0]) or verify(golds, found, timeout_seconds=None)):
+            return "right"
+        return "cannot_tell" if answer and all(isinstance(one, str) for one in found) else "wrong"
+
+    for text in WARM_UP:
+        compare(read_gold(text) or [], text)
+    return Judge(read_gold, compare)
 
 
 def load_reasoning_gym() -> Judge:
@@ -88,20 +117,17 @@ def load_reasoning_gym() -> Judge:
             return False
 
     @functools.lru_cache(maxsize=1024)
-    def usable(text: str) -> dict[str, Any] | None:
+    def read_gold(text: str) -> dict[str, Any] | None:
         gold = json.loads(text)
         if gold["task"] not in reasoning_gym.factory.DATASETS:
             return None
         own = gold["entry"].get("answer")
         return gold if (own is None or is_paid(own, gold)) and not is_paid(NONSENSE, gold) else None
 
-    def judge(gold: str, answer: str) -> str:
-        fields = usable(gold)
-        if fields is None:
-            return "gold_unusable"
-        return "right" if is_paid(answer, fields) else "wrong"
+    def compare(gold: dict[str, Any], answer: str) -> str:
+        return "right" if is_paid(answer, gold) else "wrong"
 
-    return judge
+    return Judge(read_gold, compare)
 
 
 @contextlib.contextmanager
@@ -130,26 +156,27 @@ def _may_be_evaluated(node: ast.AST) -> bool:
     return isinstance(node, _EVAL_NODES)
 
 
-def reply_to(question: list[str]) -> dict[str, str]:
-    """One verdict. What a library raises about a text is `cannot_tell`; failing to load it is an error."""
-    what, gold, answer = question
+JUDGES: dict[str, Callable[[], Judge]] = {"math": load_math, "reasoning_gym": load_reasoning_gym}
+
+
+def verdict_on(judge: Judge, gold: str, answer: str, cpu_limit_s: float) -> str:
+    """One verdict. What a library raises about a text is `cannot_tell`."""
     try:
-        judge = load(what)
-    except Exception:
-        return {"error": traceback.format_exc()}
-    try:
-        with time_limit(), arithmetic_eval():
-            return {"verdict": judge(gold, answer)}
+        with arithmetic_eval():
+            with time_limit(GOLD_LIMIT_S):
+                known = judge.read_gold(gold)
+            with time_limit(cpu_limit_s):
+                return "gold_unusable" if known is None else judge.compare(known, answer)
     except MemoryError:
-        os._exit(1)  # what is left of the heap is not to be trusted
+        os._exit(OUT_OF_MEMORY)  # what is left of the heap is not to be trusted
     except Exception:
-        return {"verdict": "cannot_tell"}
+        return "cannot_tell"
 
 
 @contextlib.contextmanager
-def time_limit() -> Iterator[None]:
+def time_limit(cpu_limit_s: float) -> Iterator[None]:
     """End this process (SIGPROF, SIGALRM; both without a handler) when the work inside takes too long."""
-    signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
+    signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
     signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_S)
     try:
         yield
@@ -180,13 +207,40 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
+def answer_questions(judge: Judge, replies: TextIO) -> int:
+    """Reply to questions until stdin closes or this copy is worn out; says which."""
+    for _ in range(QUESTIONS_PER_COPY):
+        line = sys.stdin.readline()
+        if not line:
+            return STDIN_CLOSED
+        print(json.dumps({"verdict": verdict_on(judge, *json.loads(line))}), file=replies)
+    return WORN_OUT
+
+
+def run_copy(judge: Judge, replies: TextIO) -> int:
+    """Let a forked copy answer questions; how it ended: an exit code, or the negative number of a signal."""
+    copy = os.fork()
+    if copy == 0:
+        die_with_parent()
+        os._exit(answer_questions(judge, replies))
+    return os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+
+
 def main() -> None:
     """Answer questions until stdin closes."""
     die_with_parent()
     replies = confine()
+    try:
+        judge = JUDGES[sys.argv[1]]()
+    except Exception:
+        print(json.dumps({"error": traceback.format_exc()}), file=replies)
+        return
+    gc.collect()
+    gc.freeze()  # what is loaded now stays, and is shared with the copies
     print(json.dumps("ready"), file=replies)
-    for line in sys.stdin:
-        print(json.dumps(reply_to(json.loads(line))), file=replies)
+    while (end := run_copy(judge, replies)) != STDIN_CLOSED:
+        if end != WORN_OUT:
+            print(json.dumps({"ended": "time" if -end in TIME_IS_UP else "crash"}), file=replies)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""`make card NAME=x [FILE=rows.jsonl]`: starts a data card, as whole as a file of its rows allows.
+
+Makes `data_cards/NAME/README.md` and, from FILE, `examples.jsonl` with its first three rows. Columns of a usual
+name are mapped already, so that for many files `make card-check NAME=x FILE=…` is satisfied at once.
+"""
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipeline.card import list_cards
+from pipeline.errors import CardError, DataError
+from pipeline.places import DATA_CARDS
+from pipeline.sources import RawRow, read_rows
+
+TEMPLATE = Path(__file__).parent / "templates" / "data_card.md.j2"
+PROMPTS = ("prompt", "question", "problem", "instruction")
+ANSWERS = ("answer", "gold", "final_answer")
+DTYPES: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "float64", list: "list"}
+
+
+def start_card(name: str, file: Path | None = None) -> Path:
+    """Writes the folder and returns it. Raises CardError: taken or impossible name; DataError: no rows in the file."""
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise CardError(f"'{name}' cannot name a card", "use small letters, digits and _, as in NAME=my_data")
+    if name in list_cards():
+        raise CardError(f"there is a card '{name}' already", f"mend it, or try it with `make card-check NAME={name}`")
+    rows = list(itertools.islice(read_rows(file), 3)) if file else []
+    if file and not rows:
+        raise DataError(f"{file} has no rows", "give a file with rows in the source's columns")
+    folder = DATA_CARDS / name
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(_readme(name, file, rows), encoding="utf-8")
+    if rows:
+        lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
+        (folder / "examples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def _readme(name: str, file: Path | None, rows: list[RawRow]) -> str:
+    first = rows[0] if rows else {}
+    return jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True, trim_blocks=True).render(
+        name=name,
+        file=f"{name}/train{''.join(file.suffixes)}" if file else f"{name}/train*.jsonl",
+        features={column: _dtype(column, rows) for column in first},
+        prompt=_usual(PROMPTS, first),
+        answer=_usual(ANSWERS, first),
+    )
+
+
+def _dtype(column: str, rows: list[RawRow]) -> str:
+    value: Any = next((row[column] for row in rows if row.get(column) is not None), None)
+    return DTYPES.get(type(value), "null" if value is None else "struct")
+
+
+def _usual(names: tuple[str, ...], row: RawRow) -> str:
+    """The first of these columns that the row has; else the first name, to be mended."""
+    return next((name for name in names if name in row), names[0])

@@ -1,0 +1,115 @@
+"""Adding a data set by following the documentation, and trying a card on rows that are not what it says."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import new_card
+from pipeline.card_check import GOOD, LOOK, WRONG, Line, check_card, evaluation_splits, require_good
+from pipeline.errors import CardError, DataError
+from pipeline.places import ROOT
+from tests.test_card import Toys, toys
+
+__all__ = ["toys"]
+
+INFO = [{"config_name": "default", "features": [{"name": name, "dtype": "string"} for name in ("question", "answer")]}]
+
+
+def checked(toys: Toys, rows: list[dict[str, Any]], **block: Any) -> dict[str, Line]:
+    toys.source(rows)
+    toys.card(front={"dataset_info": INFO}, holdout={}, **block)
+    return {line.question: line for line in check_card("toy")}
+
+
+def sums(count: int) -> list[dict[str, Any]]:
+    return [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(count)]
+
+
+def test_a_card_that_says_what_is_there_is_good(toys: Toys) -> None:
+    lines = checked(toys, sums(50), constants={"checker": "math", "domain": "math", "language": "en"})
+    assert lines["columns"] == Line("columns", "question, answer", GOOD)
+    assert lines["golds"].answer == "100.0% of 50 can be judged"
+    assert lines["rows"].verdict == lines["duplicates"].verdict == GOOD
+    require_good("toy", list(lines.values()))
+
+
+def test_a_column_that_is_not_there_or_of_another_type_is_wrong(toys: Toys) -> None:
+    lines = checked(toys, [{"question": f"{n}?", "answer": n, "source": "x"} for n in range(9)])
+    assert lines["columns"] == Line("columns", "answer is int, not string; has more: source", WRONG)
+    with pytest.raises(DataError, match="card toy: wrong: columns"):
+        require_good("toy", list(lines.values()))
+    lines = checked(toys, [{"problem": f"{n}?", "answer": "1"} for n in range(9)])
+    assert lines["columns"].answer == "lacks question; has more: problem"
+    assert "no column 'question' 9" in lines["stops a run"].answer
+
+
+def test_bad_rows_duplicates_and_golds_that_nothing_can_judge_are_shown(toys: Toys) -> None:
+    odd = [{"question": "Which?", "answer": "no " * 200}, {"question": "None?", "answer": None}]
+    math = {"checker": "math", "domain": "math", "language": "en"}
+    lines = checked(toys, [*sums(20), *odd, {"question": "what is  3 + 1?", "answer": "4"}], constants=math)
+    assert lines["rows"].verdict == LOOK and "no usable gold 1" in lines["rows"].answer
+    assert "row 22: no usable gold" in lines["bad row"].answer
+    assert "not, for instance: no no" in lines["golds"].answer
+    assert "there before 1" in lines["rows"].answer
+
+
+def test_problems_of_an_evaluation_card_are_found_among_training_rows(toys: Toys) -> None:
+    held = {"question": "A farmer keeps 12 geese and 7 goats in one large barn. How many legs is that?", "answer": "52"}
+    toys.source([held], "bench.jsonl")
+    toys.card("bench", holdout={}, mirror={"eval": "bench.jsonl"})
+    assert ("bench", "eval") in {(card.name, split) for card, split in evaluation_splits()}
+    lines = checked(toys, [*sums(20), held])
+    assert lines["in bench/eval"] == Line("in bench/eval", "identical 1", LOOK)
+
+
+def test_the_command_prints_the_table_and_leaves_with_2_where_something_is_wrong(toys: Toys, r1: Any) -> None:
+    checked(toys, sums(20))
+    code, said = r1("card-check", "toy")
+    assert code == 0 and "20 of 20 rows are used" in said
+    code, said = r1("card-check", "toy", "--file", str(toys.source([{"a": 1}], "other.jsonl")))
+    assert code == 2 and "card toy: wrong: columns" in said
+    code, said = r1("card-check", "toy", "--file", "nowhere.jsonl")
+    assert code == 2 and "there are no rows at nowhere.jsonl" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("Two words", "cannot name a card"), ("gsm8k", "already")])
+def test_a_card_cannot_be_started_under_an_impossible_or_a_taken_name(name: str, sentence: str) -> None:
+    with pytest.raises(CardError, match=sentence):
+        new_card.start_card(name)
+
+
+def test_a_data_set_added_as_the_readme_says_touches_one_folder(tmp_path: Path) -> None:
+    told = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| a data set |"))
+    assert "one folder" in told and "`make card NAME=" in told and "`make card-check NAME=" in told
+    copy = tmp_path / "copy"
+    for folder in ("pipeline", "stages", "configs", "data_cards"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    before = files_of(copy)
+    data = tmp_path / "data" / "my_sums"
+    data.mkdir(parents=True)
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums(60)))
+    environment = {**os.environ, "R1_DATA": str(tmp_path / "data"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def r1(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *words], cwd=copy, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    r1("card", "my_sums", "--file", str(data / "train.jsonl"))
+    assert {path.split("/")[1] for path in files_of(copy) - before if path.startswith("data_cards/")} == {"my_sums"}
+    assert all(path.startswith("data_cards/my_sums/") for path in files_of(copy) - before)
+    assert "100.0% of" in r1("card-check", "my_sums")
+    assert "my_sums" in r1("cards")
+    assert "card:my_sums" in r1("show", "r1-zero", "--args", "stages.r1_zero.problems=[card:my_sums]")
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,166 @@
+"""Text from models, data sets and configs stays where it belongs: no HTML runs, no path leaves, no secret is kept."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import recipe, report
+from pipeline.card import load_card
+from pipeline.errors import CardError, ConfigError, DataError
+from pipeline.markdown import inline
+from pipeline.model_card import write_model_cards
+from pipeline.places import stays_inside
+from pipeline.refs import Ref
+from pipeline.settings import parse_yaml
+from pipeline.sources import read_rows
+from stages.dataset import table, write_card
+from tests.conftest import TOY_CLI
+from tests.hostile_completions import ROWS
+from tests.toy_run import write_toy_run
+
+SCRIPT = "<script>alert(1)</script>`|\n# not a heading"
+SECRETS = {"HF_TOKEN": "hf_" + "a1B2" * 9, "WANDB_API_KEY": "w4ndb" * 8, "OPENAI_API_KEY": "sk-" + "c3D4" * 9}
+
+
+# --- pages and cards ----------------------------------------------------------------------------------------
+
+
+def test_a_cell_of_a_table_keeps_its_markdown_and_nothing_else() -> None:
+    assert table(("`a`", "**b**"), [(SCRIPT, 3)]).splitlines()[2] == (
+        r"| &lt;script&gt;alert(1)&lt;/script&gt;`\| # not a heading | 3 |"
+    )
+
+
+@given(st.text(st.characters()))
+def test_inline_text_is_one_line_without_html(text: str) -> None:
+    shown = inline(text)
+    assert len((shown + "x").splitlines()) == 1 and "<" not in shown
+
+
+@pytest.mark.parametrize("text", [*[row[1] for row in ROWS if len(row[1]) < 10_000][:40], SCRIPT])
+def test_a_data_set_s_card_is_one_card_whatever_a_domain_is_called(text: str, tmp_path: Path) -> None:
+    write_card(tmp_path, "toy", {"language": ["en"]}, 3, table(("domain", "number"), [(text, 1)]))
+    body = (tmp_path / "README.md").read_text(encoding="utf-8").split("# toy\n", 1)[1]
+    assert len(body.strip().splitlines()) == 3 and "<" not in body
+
+
+def test_what_a_data_card_says_stays_text_in_model_cards_and_reports(tmp_path: Path) -> None:
+    run_dir = write_toy_run(tmp_path)
+    manifest = run_dir / "r1_zero/manifest.json"
+    used = {"name": "mini_arithmetic", "revision": SCRIPT, "licence": SCRIPT}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"cards": [used]}))
+    [card] = write_model_cards(run_dir)
+    assert "<script" not in card.read_text()
+    assert r"| &lt;script&gt;alert(1)&lt;/script&gt;'\| # not a heading |" in card.read_text()
+    assert "<script" not in report.write_report(run_dir).read_text()
+
+
+# --- paths --------------------------------------------------------------------------------------------------
+
+OUTSIDE = ["/etc", "..", "../x", "a/../../x", "~/x", "a/..", "", "a\0b", "a\nb"]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_a_path_that_leaves_its_folder_is_seen(path: str) -> None:
+    assert not stays_inside(path) and stays_inside("a/b..c/*.json")
+    with pytest.raises(ValueError, match="path:"):
+        Ref.parse(f"path:{path}")
+
+
+@pytest.mark.parametrize("target", ["../x", "..", ".hidden/x", "a/../b", "/etc"])
+def test_a_reference_to_a_run_stays_in_the_runs(target: str) -> None:
+    with pytest.raises(ValueError, match="run:RUN/STAGE"):
+        Ref.parse(f"run:{target}")
+
+
+@pytest.mark.parametrize("pattern", ["../secret.jsonl", "/etc/passwd", "x/../../secret.jsonl", ""])
+def test_a_data_card_reads_no_file_outside_the_mirror(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R1_CARDS", str(tmp_path))
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy/README.md").write_text(f"---\nr1: {{rows: text, mirror: {{train: '{pattern}'}}}}\n---\n")
+    with pytest.raises(CardError, match="leaves the folder"):
+        load_card("toy")
+
+
+@pytest.mark.parametrize("name", ["../x", "..", ".hidden", "a/b", ""])
+def test_a_run_or_a_stage_with_a_path_for_a_name_is_refused(name: str, toy: Path) -> None:
+    if name:
+        with pytest.raises(ConfigError, match="cannot be called"):
+            recipe.load_recipe("toy", "mini", run=name)
+        with pytest.raises(ConfigError, match="no recipe"):
+            recipe.load_recipe(f"../recipes/{name}", "mini")
+    (toy / "configs/recipes/bad.yaml").write_text(f"stages: {{'{name}': {{kind: count}}}}\n")
+    with pytest.raises(ConfigError, match=r"recipe bad: stages\."):
+        recipe.load_recipe("bad", "mini")
+
+
+def test_a_recipe_that_extends_itself_is_refused(toy: Path) -> None:
+    (toy / "configs/recipes/one.yaml").write_text("extends: two\n")
+    (toy / "configs/recipes/two.yaml").write_text("extends: one\n")
+    with pytest.raises(ConfigError, match="extends"):
+        recipe.load_recipe("one", "mini")
+
+
+# --- what fuzzing found -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "word", ["stages=3", "stages.data.kind=[a]", "count=3", "null=1", "seed=x", "scales=[]", "seed=&a [*a]"]
+)
+def test_a_setting_of_the_wrong_type_is_refused_in_a_sentence(word: str, toy: Path) -> None:
+    if word == "scales=[]":
+        assert recipe.load_recipe("toy", "mini", args=[word])
+    else:
+        with pytest.raises(ConfigError):
+            recipe.load_recipe("toy", "mini", args=[word])
+
+
+@pytest.mark.parametrize("text", ["1: x", "a: {null: 1}", "[{2: 3}]", "!!timestamp 2001-99-99", "[" * 3000])
+def test_yaml_that_cannot_be_meant_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_yaml(text, "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", b"null"),
+        ("rows.jsonl", b'{"a": "\xff"}'),
+        ("rows.json", b"[" * 100_000),
+        ("rows.jsonl.gz", b"no gzip"),
+        ("rows.parquet", b"PAR1"),
+        ("rows.csv", b"a,b\n\0,\xff"),
+    ],
+)
+def test_a_damaged_file_of_rows_is_told_in_a_sentence(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        list(read_rows(tmp_path / name))
+
+
+# --- secrets ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("secret", [SECRETS["HF_TOKEN"], SECRETS["OPENAI_API_KEY"], "http://me:swordfish@host:8000"])
+def test_a_setting_with_a_token_or_a_password_is_refused_without_being_repeated(secret: str, toy: Path) -> None:
+    with pytest.raises(ConfigError, match="token") as error:
+        recipe.load_recipe("toy", "mini", args=[f"stages.data.trouble={secret}"])
+    assert secret not in str(error.value) and "swordfish" not in str(error.value)
+
+
+@pytest.mark.parametrize("trouble", ["", "bug", "data"])
+def test_no_secret_of_the_environment_is_written_anywhere(trouble: str, toy: Path) -> None:
+    command = [sys.executable, TOY_CLI, "run", "toy", "--args", f"stages.data.trouble={trouble or 'none'}"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **SECRETS})
+    assert done.returncode == (2 if trouble else 0)
+    written = [done.stdout + done.stderr]
+    written += [file.read_text(errors="replace") for file in (toy / "runs").rglob("*") if file.is_file()]
+    assert len(written) > 3 and not [secret for secret in SECRETS.values() for text in written if secret in text]

@@ -1,0 +1,54 @@
+"""The short form of `make torture`, and the proof that it would notice a difference."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.torture import Campaign, different, run, table
+
+
+@pytest.mark.long
+def test_ten_kills_from_the_first_measurement_to_the_cold_start_change_no_byte(tmp_path, monkeypatch):
+    monkeypatch.setenv("R1_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    campaign = Campaign(wanted=10, seed=3, until="cold_start")
+    assert run(campaign, tmp_path / "torture.json"), campaign.differences
+    assert len(campaign.kills) == 10
+    assert len({kill.how for kill in campaign.kills}) > 3
+    assert Campaign.model_validate(json.loads((tmp_path / "torture.json").read_text())) == campaign
+    assert "| all |" in table(campaign)
+
+
+@pytest.fixture
+def twins(toy, r1) -> tuple[Path, Path]:
+    """The same artifact, twice."""
+    assert r1("run", "toy", "--until", "data")[0] == 0
+    shutil.copytree(toy / "runs/toy-mini", toy / "runs/twin")
+    return toy / "runs/toy-mini/data", toy / "runs/twin/data"
+
+
+def remade(folder: Path, **files: str) -> None:
+    """Seals the artifact again with other files."""
+    from pipeline.artifact import read_manifest, seal
+
+    record = read_manifest(folder)
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    seal(folder, record)
+
+
+def test_twins_do_not_differ_but_a_changed_byte_or_another_file_does(twins):
+    assert different(*twins) == []
+    remade(twins[1], rows_jsonl='{"number": "7"}\n', more_txt="x")
+    assert different(*twins) == ["data/more.txt", "data/rows.jsonl"]
+
+
+def test_what_a_clock_says_is_no_difference_and_anything_else_in_a_curve_is(twins):
+    row = {"step": 1, "loss": 0.5, "step_seconds": 1.0, "tokens_per_s": 9.0, "peak_memory_gib": 1.0}
+    remade(twins[0], metrics_jsonl=json.dumps(row))
+    remade(twins[1], metrics_jsonl=json.dumps(row | {"step_seconds": 2.0, "tokens_per_s": 1.0, "peak_memory_gib": 7.0}))
+    assert different(*twins) == []
+    remade(twins[1], metrics_jsonl=json.dumps(row | {"loss": 0.25}))
+    assert different(*twins) == ["data/metrics.jsonl"]

@@ -1,0 +1,83 @@
+"""`make verify`: every byte of the finished work, damage by name; and what is compared at every use."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifact import SMALL, load, publish
+from pipeline.errors import ArtifactError
+
+
+def flip(file: Path, at: int = 0) -> None:
+    """Changes one bit and nothing else."""
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+def test_whole_work_is_called_whole_with_its_files_and_bytes(toy, r1):
+    r1("run", "toy")
+    code, output = r1("verify", "toy-mini")
+    assert code == 0
+    assert [line.split()[0] for line in output.splitlines()] == ["data", "model", "eval_model"]
+    assert all(line.endswith("whole") for line in output.splitlines())
+
+
+def test_every_damage_of_every_stage_is_named_and_the_exit_code_is_2(toy, r1):
+    r1("run", "toy")
+    folder = toy / "runs/toy-mini"
+    flip(folder / "data/rows.jsonl")
+    (folder / "data/tries").unlink()
+    (folder / "model/manifest.json").write_bytes(bytes(100))
+    code, output = r1("verify", "toy-mini")
+    assert code == 2
+    assert "  rows.jsonl has changed (its sha256 differs)" in output
+    assert "  tries is missing" in output
+    assert "model/manifest.json is damaged" in output
+    assert "error: run 'toy-mini' is damaged in data, model\nhint: REBUILD=data" in output
+
+
+def test_a_flipped_bit_in_a_small_file_is_found_at_use_and_never_used(toy, r1):
+    r1("run", "toy")
+    flip(toy / "runs/toy-mini/model/config.json")
+    code, output = r1("run", "toy")
+    assert code == 2
+    assert "stage model of run 'toy-mini' is damaged: config.json has changed" in output
+
+
+def test_a_flipped_bit_in_a_large_file_is_found_by_verify(tmp_path):
+    partial = tmp_path / "x.partial"
+    partial.mkdir()
+    (partial / "weights").write_bytes(bytes(SMALL + 1))
+    publish(partial, tmp_path / "x", {"artifact": "checkpoint", "fingerprint": "f"})
+    flip(tmp_path / "x/weights", at=SMALL)
+    load(tmp_path / "x")
+    with pytest.raises(ArtifactError, match="weights has changed"):
+        load(tmp_path / "x", deep=True)
+    (tmp_path / "x/weights").write_bytes(bytes(SMALL))
+    with pytest.raises(ArtifactError, match=f"weights has {SMALL} bytes instead of {SMALL + 1}"):
+        load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "files": []}', "\0\0\0"])
+def test_a_manifest_that_is_none_is_damage_and_no_traceback(toy, r1, manifest):
+    r1("run", "toy", "--until", "data")
+    (toy / "runs/toy-mini/data/manifest.json").write_text(manifest)
+    for verb in (["plan", "toy"], ["run", "toy"], ["verify", "toy-mini"]):
+        code, output = r1(*verb)
+        assert code == (0 if verb[0] == "plan" else 2)
+        assert "damaged" in output
+
+
+def test_a_run_that_does_not_exist_is_a_sentence(toy, r1):
+    code, output = r1("verify", "no-such-run")
+    assert code == 2
+    assert "there is no run 'no-such-run'" in output
+
+
+def test_the_manifest_of_another_version_is_a_sentence(toy, r1):
+    r1("run", "toy", "--until", "data")
+    file = toy / "runs/toy-mini/data/manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
+    assert "has format 99, this version reads 1" in r1("verify", "toy-mini")[1]
