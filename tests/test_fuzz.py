@@ -13,7 +13,6 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stages.rewards.repetition_penalty import repeated_share
 
 from pipeline import recipe
 from pipeline.card import load_card
@@ -22,6 +21,7 @@ from stages.chat import has_tags, judged_text, parse
 from stages.language import language_share
 from stages.rewards import math_answer
 from stages.rewards.checkers import CHECKERS, Verdict, answer_text, canonical
+from stages.rewards.repetition_penalty import repeated_share
 from stages.rewards.sandbox import Question
 from tests.hostile_completions import ROWS
 
