@@ -1,6 +1,6 @@
 """What it costs an undisturbed run that it can be killed anywhere: the share of its own time spent on that.
 
-    python benchmarks/reliability_cost.py     # writes docs/results/reliability-cost.json
+    python -m benchmarks.reliability_cost    # writes docs/results/reliability-cost.json
 
 Trains r1_zero of the mini scale for 10 steps with a checkpoint at the end (the default is one in 20) and takes the time
 of everything that is there for the case of a kill: writing and sealing checkpoints, flushing and publishing the

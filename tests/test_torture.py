@@ -10,13 +10,13 @@ from tests.torture import Campaign, different, run, table
 
 
 @pytest.mark.long
-def test_ten_kills_from_the_first_measurement_to_the_cold_start_change_no_byte(tmp_path, monkeypatch):
+def test_ten_kills_in_the_first_measurement_and_in_r1_zero_change_no_byte(tmp_path, monkeypatch):
     monkeypatch.setenv("R1_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    campaign = Campaign(wanted=10, seed=3, until="cold_start")
+    campaign = Campaign(wanted=10, seed=3, until="r1_zero")
     assert run(campaign, tmp_path / "torture.json"), campaign.differences
     assert len(campaign.kills) == 10
-    assert len({kill.how for kill in campaign.kills}) > 3
+    assert len({kill.how for kill in campaign.kills}) > 2
     assert Campaign.model_validate(json.loads((tmp_path / "torture.json").read_text())) == campaign
     assert "| all |" in table(campaign)
 
