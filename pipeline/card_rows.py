@@ -39,7 +39,12 @@ HALF_CHARACTER = "half a character (a lone surrogate)"
 def canonical_id(text: str) -> str:
     """16 hex digits that are the same for texts that differ only in case, spacing or Unicode form."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+    return hashlib.sha256(plain.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def storable(text: str) -> str:
+    """The text with what UTF-8 cannot hold (half a surrogate pair, from a source's JSON) replaced by `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def bucket(key: str) -> float:

@@ -6,8 +6,12 @@ Skipped where no box holds, but for the tests that say so.
 import gzip
 import json
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -19,7 +23,8 @@ from stages.rewards.checkers import Verdict, check
 from stages.rewards.code import Code
 from stages.rewards.code_tests import MAX_CHARS, program_of, read_gold, verdict, verdicts
 
-PYTHONS = list(dict.fromkeys(Path(path).resolve() for path in (box.sys.executable, "/usr/bin/python3")))
+T = TypeVar("T")
+PYTHONS = list(dict.fromkeys(Path(path).resolve() for path in (sys.executable, "/usr/bin/python3")))
 PROMPT = "from typing import List\n\ndef twice(xs: List[int]) -> List[int]:\n    '''Each number, doubled.'''\n"
 TEST = "def check(candidate):\n    assert candidate([1, 2]) == [2, 4]\n    assert candidate([]) == []\n"
 GOLD = json.dumps({"prompt": PROMPT, "test": TEST, "entry_point": "twice"})
@@ -165,6 +170,18 @@ def test_where_no_box_holds_code_rewards_refuse_in_a_sentence(monkeypatch: pytes
         the_box.cache_clear()
 
 
+def test_a_box_dies_with_the_process_that_started_it(in_a_box: Box, tmp_path: Path) -> None:
+    call = "from pathlib import Path\nfrom stages.rewards import code_tests\nfrom stages.rewards.box import Box\n"
+    call += f"code_tests.the_box = lambda: Box({in_a_box.kind!r}, Path({str(in_a_box.python)!r}))\n"
+    call += f"print('now', flush=True)\ncode_tests.verdict('import time\\ntime.sleep({os.getpid()})', {GOLD!r})"
+    started = subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.PIPE)
+    assert started.stdout and started.stdout.readline() == b"now\n"
+    inside = wait_for(lambda: children(started.pid))
+    started.kill()
+    started.communicate()
+    assert inside and wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside))
+
+
 @pytest.mark.parametrize(
     "gold",
     [
@@ -231,16 +248,25 @@ def num_open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def children() -> list[str]:
-    """Command lines of processes inside boxes that we started."""
+def wait_for(found: Callable[[], T]) -> T:
+    """What `found` gives as soon as it is true, or after ten seconds."""
+    for _ in range(200):
+        if value := found():
+            return value
+        time.sleep(0.05)
+    return found()
+
+
+def children(parent: int | None = None) -> list[int]:
+    """Processes with a box inside them that a process (we) has started."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                words = (folder / "cmdline").read_bytes().decode(errors="replace")
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                is_box = b"The inside of a box" in (folder / "cmdline").read_bytes()
+                started_by = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, ValueError):
                 continue
-            if "The inside of a box" in words and parent == os.getpid():
-                found.append(words[:50])
+            if is_box and started_by == (parent or os.getpid()):
+                found.append(int(folder.name))
     return found

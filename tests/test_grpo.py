@@ -290,6 +290,18 @@ def test_what_cannot_be_is_refused_with_a_sentence_before_any_training(
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def test_code_rewards_without_a_sandbox_are_refused_before_any_training(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_holds() -> None:
+        raise ResourceError("programs cannot be run safely on this machine")
+
+    monkeypatch.setattr("stages.rewards.code.the_box", none_holds)
+    with pytest.raises(ResourceError, match="cannot be run safely"):
+        train(toy(GRPO, rewards=[{"kind": "accuracy"}, {"kind": "code"}]), base, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_a_misspelt_trl_setting_gets_a_suggestion(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'steps_per_generation'"):
         train(toy(trl={"step_per_generation": 2}), base, tmp_path)

@@ -28,7 +28,7 @@ def judge(row: Row) -> Verdict:
 
 
 def test_the_table_of_hostile_completions_covers_every_checker_and_is_large() -> None:
-    assert {row[2] for row in ROWS} == set(CHECKERS)
+    assert {row[2] for row in ROWS} == set(CHECKERS) - {"code"}  # whose own table is in test_code.py
     assert len(ROWS) >= 300 and not [name for name, times in Counter(row[0] for row in ROWS).items() if times > 1]
 
 
