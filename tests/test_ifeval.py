@@ -127,10 +127,10 @@ def test_a_gold_that_no_rule_can_judge_is_unusable(text: str) -> None:
 def test_no_hostile_text_raises_or_hangs() -> None:
     golds = [gold((name, settings)) for name, settings, *_ in DEMANDS]
     bombs = ["[" * 20_000, "*" * 20_000, "." * 20_000, "* " * 10_000, " \n" * 10_000 + "x", "```" + " " * 20_000 + "x"]
-    started = time.monotonic()
+    started = time.process_time()
     for text in [*bombs, *(row[1] for row in ROWS)]:
         assert all(follows(text, one) in (True, False) for one in golds)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20  # a quadratic rule would take minutes
 
 
 def test_every_real_prompt_has_a_gold_that_the_rules_can_judge(
