@@ -86,32 +86,41 @@ def main() -> None:
     sys.exit(1 if open_ones or changed else 0)
 
 
-def completions(folder: Path) -> list[tuple[str, str, str, str]]:
-    """Name, gold answer, text and label of each."""
+class Completion(NamedTuple):
+    """What a model wrote, and what is known of it; no question = the files do not tell."""
+
+    name: str
+    gold: str
+    text: str
+    label: str
+    question: str = "?"
+
+
+def completions(folder: Path) -> list[Completion]:
     found = [
-        (f"{model} {i}", row["answer"], row["prediction"], UNREAD)
+        Completion(f"{model} {i}", row["answer"], row["prediction"], UNREAD)
         for model in ("qwen3", "gpt")
         for i, row in enumerate(json.loads((folder / f"answer_pairs/math500_{model}_answers.json").read_text()))
     ]
     for line in (folder / "multi_sample/qwen_math_cot_100x8.jsonl").read_text().splitlines():
         row = json.loads(line)
         for i, (text, is_right) in enumerate(zip(row["code"], row["score"], strict=True)):
-            found.append((f"multi {row['idx']}.{i}", row["gt"], text, RIGHT if is_right else WRONG))
+            label = RIGHT if is_right else WRONG
+            found.append(Completion(f"multi {row['idx']}.{i}", row["gt"], text, label, row["question"]))
     return found
 
 
-def judged(found: list[tuple[str, str, str, str]]) -> list[Row]:
+def judged(found: list[Completion]) -> list[Row]:
     """Every completion with the verdict of each checker."""
-    answers = [chat.parse(text).answer for _, _, text, _ in found]
-    golds = [gold for _, gold, _, _ in found]
-    problems = [{"id": name, "prompt": "?", "answer": gold, "checker": "math"} for name, gold, _, _ in found]
+    answers = [chat.parse(one.text).answer for one in found]
+    problems = [{"id": one.name, "prompt": one.question, "answer": one.gold, "checker": "math"} for one in found]
     verdicts = checkers.check_many(list(zip(answers, problems, strict=True)))
     library = sandbox.ask_many(
-        [sandbox.Question("math", gold, answer or "") for gold, answer in zip(golds, answers, strict=True)]
+        [sandbox.Question("math", one.gold, answer or "") for one, answer in zip(found, answers, strict=True)]
     )
     return [
-        Row(name, gold, answer, label, theirs, own_verdict(answer, gold), str(verdict))
-        for (name, gold, _, label), answer, theirs, verdict in zip(found, answers, library, verdicts, strict=True)
+        Row(one.name, one.gold, answer, one.label, theirs, own_verdict(answer, one.gold), str(verdict))
+        for one, answer, theirs, verdict in zip(found, answers, library, verdicts, strict=True)
     ]
 
 

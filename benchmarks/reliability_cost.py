@@ -1,77 +1,77 @@
-"""What it costs an undisturbed run that it can be killed anywhere: its seconds over those of a bare one.
+"""What it costs an undisturbed run that it can be killed anywhere: the share of its own time spent on that.
 
     python benchmarks/reliability_cost.py     # writes docs/results/reliability-cost.json
 
-Trains r1_zero of the mini scale for 40 steps (a checkpoint every 20 is the default), by turns as it is and bare:
-without checkpoints, flushes, checksums and locks. The weights must be the same.
+Trains r1_zero of the mini scale for 10 steps with a checkpoint at the end (the default is one in 20) and takes the time
+of everything that is there for the case of a kill: writing and sealing checkpoints, flushing and publishing the
+artifact, the lock. One process, so that a busy machine slows both parts of the ratio alike.
 """
 
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from pipeline import artifact, cli, durable, runner, worker
-from pipeline.artifact import sha256, write_json
+from pipeline import worker
+from pipeline.artifact import load, write_json
 from pipeline.places import ROOT
+from pipeline.plan import STAMP, partial_folder, record_of
 from pipeline.provenance import environment
+from pipeline.recipe import Recipe, load_recipe
 
 RESULT = ROOT / "docs/results/reliability-cost.json"
-PAIRS = 3
-PART = ["--from", "r1_zero", "--until", "r1_zero", "--args", "grpo.max_steps=40"]
-COMMAND = ["run", "r1-zero", "--engine", "plain", *PART]
+ARGS = ("grpo.max_steps=10", "grpo.save_steps=10")
+CLOCKS: dict[str, Callable[[], float]] = {"wall_s": time.perf_counter, "cpu_s": time.process_time}
+
+spent = dict.fromkeys(CLOCKS, 0.0)
 
 
 def main() -> None:
-    """Makes the pairs, prints and writes their seconds and the median ratios."""
-    pairs = []
-    for number in range(PAIRS):
-        order = ["as it is", "bare"][:: 1 if number % 2 else -1]
-        pairs.append({how: measured(how) for how in order})
-        print(pairs[-1], flush=True)
-    if len({one["sha256"] for pair in pairs for one in pair.values()}) > 1:
-        sys.exit("the weights differ")
-    clocks = ("wall_s", "cpu_s")
-    ratios = {clock: round(median(p["as it is"][clock] / p["bare"][clock] for p in pairs), 4) for clock in clocks}
-    print(ratios)
-    told = {"command": "python benchmarks/reliability_cost.py", "ratios": ratios, "pairs": pairs}
-    write_json(RESULT, told | environment())
-
-
-def measured(how: str) -> dict[str, Any]:
-    """Seconds on the wall and of the processor that one run takes, and the sha256 of its weights."""
-    with tempfile.TemporaryDirectory() as runs:
-        words = ["-m", "pipeline"] if how == "as it is" else [__file__, "bare"]
-        before, began = cpu_seconds(), time.perf_counter()
-        subprocess.run([sys.executable, *words, *COMMAND], env=os.environ | {"R1_RUNS": runs}, check=True, stdout=-3)
-        seconds = {"wall_s": round(time.perf_counter() - began, 2), "cpu_s": round(cpu_seconds() - before, 2)}
-        return seconds | {"sha256": sha256(Path(runs, "r1-zero-mini/r1_zero/model.safetensors"))}
-
-
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def bare(words: list[str]) -> int:
-    """The command line without anything that is there for the case of a kill."""
-    runner.WORKER = [sys.executable, __file__, "bare", "_stage"]
-    if words[0] != "_stage":
-        return cli.main(words)
+    """Makes the stage, prints and writes the seconds and the ratios."""
     from stages.engines.trainers import PipelineTrainer
 
-    durable.os.fsync = lambda descriptor: None  # type: ignore[attr-defined]
-    artifact.sha256 = lambda path: ""
-    worker.stage_lock = lambda *of: nullcontext()
-    PipelineTrainer._save_checkpoint = lambda *of: None  # type: ignore[method-assign]
-    return cli.main(words)
+    timed(PipelineTrainer, "_save_checkpoint")
+    timed(worker, "publish")
+    timed(worker, "stage_lock")
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = prepared(Path(folder))
+        before = {name: clock() for name, clock in CLOCKS.items()}
+        worker.run_one(recipe.folder, "r1_zero")
+        whole = {name: clock() - before[name] for name, clock in CLOCKS.items()}
+        assert load(recipe.folder / "r1_zero", deep=True)
+    ratios = {name: round(whole[name] / (whole[name] - spent[name]), 4) for name in CLOCKS}
+    print(f"{ratios}, of {whole}: {spent}")
+    write_json(RESULT, {"args": ARGS, "ratios": ratios, "whole": whole, "spent": spent} | environment())
+
+
+def prepared(runs: Path) -> Recipe:
+    """A run in `runs` whose stage r1_zero is ready to start."""
+    os.environ["R1_RUNS"] = str(runs)
+    recipe = load_recipe("r1-zero", "mini", None, ARGS)
+    partial = partial_folder(recipe.folder, "r1_zero")
+    partial.mkdir(parents=True)
+    write_json(partial / STAMP, record_of(recipe, "r1_zero"))
+    write_json(recipe.folder / "recipe.json", recipe.as_json())
+    return recipe
+
+
+def timed(where: Any, name: str) -> None:
+    """Adds the seconds of each call of `where.name` to `spent`."""
+    function = getattr(where, name)
+
+    def call(*args: Any, **options: Any) -> Any:
+        before = {clock: read() for clock, read in CLOCKS.items()}
+        try:
+            return function(*args, **options)
+        finally:
+            for clock, read in CLOCKS.items():
+                spent[clock] += read() - before[clock]
+
+    setattr(where, name, call)
 
 
 if __name__ == "__main__":
-    sys.exit(bare(sys.argv[2:]) if sys.argv[1:2] == ["bare"] else main())
+    sys.exit(main())

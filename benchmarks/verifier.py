@@ -33,6 +33,7 @@ STOPPED_BY_RULES = (
     r"\binom{1000000000}{500000000}",
     "(" * 3000 + "1" + ")" * 3000,
 )
+HARD = r"|x|+\ln y+\sin z"
 STOPPED_BY_THE_CLOCK = (  # past our rules for this gold answer, and numeric.py does not read them
     "|(x+y+z+w)^{60}|",
     r"\log((x+1)^{900})",
@@ -69,19 +70,19 @@ def through_the_library(i: int) -> Pair:
     return (surd, polynomial)[i % 2](i)
 
 
-def hostile(make: Make, texts: tuple[str, ...]) -> Make:
+def hostile(make: Make, gold: str, texts: tuple[str, ...]) -> Make:
     """`make`, with one in twenty replaced by one of the texts."""
-    return lambda i: (r"|x|+\ln y+\sin z", f"{texts[i // 20 % len(texts)]}+{i}") if i % 20 == 10 else make(i)
+    return lambda i: (gold, f"{texts[i // 20 % len(texts)]}+{i}") if i % 20 == 10 else make(i)
 
 
 KINDS: dict[str, tuple[Make, int]] = {
     "numbers": (simple, 100),
     "mixed": (mixed, 1),
-    "mixed, 5 % hostile, stopped by our rules": (hostile(mixed, STOPPED_BY_RULES), 1),
-    "mixed, 5 % hostile, stopped by the clock": (hostile(mixed, STOPPED_BY_THE_CLOCK), 1),
+    "mixed, 5 % hostile, stopped by our rules": (hostile(mixed, "x+y", STOPPED_BY_RULES), 1),
+    "mixed, 5 % hostile, stopped by the clock": (hostile(mixed, HARD, STOPPED_BY_THE_CLOCK), 1),
     "all through math-verify": (through_the_library, 1),
     "all through math-verify, 5 % hostile, stopped by the clock": (
-        hostile(through_the_library, STOPPED_BY_THE_CLOCK),
+        hostile(through_the_library, HARD, STOPPED_BY_THE_CLOCK),
         1,
     ),
 }

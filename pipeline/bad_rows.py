@@ -80,7 +80,7 @@ class Tally:
 
 
 def _told(counts: Counter[str]) -> str:
-    return ", ".join(f"{reason} {number}" for reason, number in counts.most_common()) or "no reason given"
+    return ", ".join(f"{reason} {number}" for reason, number in counts.most_common(8)) or "no reason given"
 
 
 def _short(raw: object) -> str:

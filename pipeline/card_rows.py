@@ -33,12 +33,18 @@ SAYS_SOMETHING = frozenset({"prompt", "response", "chosen", "rejected", "text"})
 JSON_GOLDS = frozenset({"code", "countdown", "ifeval", "instruction", "reasoning_gym"})  # the gold is a JSON object
 NO_GOLD = frozenset({"refusal", "judge"})  # checkers that need none
 LEFT_OUT = "left out by the card"
+HALF_CHARACTER = "half a character (a lone surrogate)"
 
 
 def canonical_id(text: str) -> str:
     """16 hex digits that are the same for texts that differ only in case, spacing or Unicode form."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+    return hashlib.sha256(plain.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def storable(text: str) -> str:
+    """The text with what UTF-8 cannot hold (half a surrogate pair, from a source's JSON) replaced by `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def bucket(key: str) -> float:
@@ -126,8 +132,10 @@ class RowMaker:
             row |= more
             if "id" not in row and isinstance(row.get("prompt"), str):
                 row = {"id": canonical_id(row["prompt"])} | row
+        except UnicodeEncodeError as error:
+            raise BadRow(HALF_CHARACTER) from error
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise BadRow(f"not of the form that the card expects ({type(error).__name__}: {error})") from error
+            raise BadRow(f"not of the form that the card expects ({type(error).__name__})") from error
         return self.checked(row)
 
     @cached_property
@@ -150,7 +158,7 @@ def _require_text(column: str, value: object) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadRow(f"{column} holds half a character (a lone surrogate)") from error
+        raise BadRow(HALF_CHARACTER) from error
 
 
 def usable_gold(row: Row) -> bool:

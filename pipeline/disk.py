@@ -32,16 +32,17 @@ def require_room(folder: Path, needed_bytes: int, what: str) -> None:
 
 
 def failure(error: BaseException, folder: Path, needed_bytes: int, what: str) -> ResourceError | None:
-    """A disk's error as one a user can mend; None if it is no error of a disk.
+    """An error of the machine as one a user can mend; None if it is none.
 
     `what` was being written below `folder`, and needs so many bytes in all.
     """
     if is_full(error):
         return full(folder, needed_bytes, what)
-    if isinstance(error, OSError):
-        said = f"{what}: {error.strerror or error}: {error.filename or folder}"
-        return ResourceError(said, hint=f"mend that, {_ELSEWHERE}")
-    return None
+    if not isinstance(error, OSError):
+        return None
+    if error.filename is None:
+        return ResourceError(str(error) or type(error).__name__, hint="mend that; the same command resumes")
+    return ResourceError(f"{error.strerror}: {error.filename}", hint=f"mend that, {_ELSEWHERE}")
 
 
 def full(folder: Path, needed_bytes: int, what: str) -> ResourceError:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ModelError
 
-MAX_AFTER_BOX = 200  # characters; who goes on for longer has not given an answer
+MAX_AFTER_BOX = 500  # characters; a text that goes on for longer has no final answer
 THINK, END_THINK = "<think>", "</think>"
 ANSWER, END_ANSWER = "<answer>", "</answer>"
 TAGS = (THINK, END_THINK, ANSWER, END_ANSWER)

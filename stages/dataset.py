@@ -82,11 +82,6 @@ def write_parquet(path: Path, batches: Iterable[Sequence[Row]], columns: Columns
             writer.write_table(pa.Table.from_pylist(list(rows), schema))
 
 
-def storable(text: str) -> str:
-    """The text with what UTF-8 cannot hold (half a surrogate pair, from a server's JSON) replaced by `?`."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def write_card(folder: Path, title: str, front: Mapping[str, Any], num_rows: int, body: str) -> None:
     """Writes `README.md`: `front` (and what every data set of ours has) as front matter, then title and body."""
     block = {

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.card import COLUMNS, Row
+from pipeline.card_rows import storable
 from pipeline.errors import DataError
 from pipeline.refs import DATASET, CheckpointRef, DatasetRef
 from pipeline.stage import Inputs, Runtime, Workdir
 from stages.chat import one_turn
-from stages.dataset import Shards, storable, write_parquet
+from stages.dataset import Shards, write_parquet
 from stages.dedup import Dedup, Overlap, decontaminated, distinct
 from stages.filters import FAILS, Filters
 from stages.rewards.checkers import Verdict

@@ -199,7 +199,7 @@ COPIES: list[tuple[str, str, str, str, str, bool]] = [
     ("zero-width space in a tag", "<think> a </think><ans\u200bwer> 42 </answer>", "math", "42", WRONG, False),
     ("box in a box", r"<think> a </think> \boxed{\boxed{42}}", "math", "42", WRONG, False),
     ("box never closed", r"<think> a </think> \boxed{42", "math", "42", WRONG, False),
-    ("talk on and on after the box", r"<think> a </think> \boxed{42}" + " and so on" * 30, "math", "42", WRONG, False),
+    ("talk on and on after the box", r"<think> a </think> \boxed{42}" + " and so on" * 60, "math", "42", WRONG, False),
     ("framed box", r"<think> a </think> \fbox{42}", "math", "42", WRONG, False),
     (
         "all numbers up to the gold",

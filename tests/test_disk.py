@@ -101,6 +101,7 @@ def test_what_libraries_say_instead_of_enospc_is_understood():
     assert disk.is_full(wrapped)
     assert not disk.is_full(OSError(errno.EACCES, "Permission denied"))
     assert disk.failure(ValueError("a bug"), Path(), 0, "x") is None
+    assert "disk" not in str(disk.failure(ConnectionError("the hub hung up"), Path(), 0, "x"))
 
 
 def test_torch_and_safetensors_on_a_really_full_disk_are_understood(small_disk):

@@ -17,11 +17,18 @@ from tests.toy_model import save_toy_model
 
 
 def make_run(folder: Path) -> Path:
-    """A run of three stages: a checkpoint, a reward model on it, and one that was stopped after six steps."""
-    base, run_dir = save_toy_model(folder / "base"), folder / "runs" / "first"
-    policy = {"kind": "grpo", "model": f"path:{base}", "problems": ["path:p"], "lora": {"rank": 8, "alpha": 16}}
+    """A run: a base, a checkpoint and a reward model with adapters, and a stage that was stopped after six steps."""
+    run_dir = folder / "runs" / "first"
+    publish(save_toy_model(run_dir / "base.partial"), run_dir / "base", {"artifact": "checkpoint", "fingerprint": "b"})
+    base = run_dir / "base"
+    policy = {"kind": "grpo", "model": "stage:base", "problems": ["path:p"], "lora": {"rank": 8, "alpha": 16}}
     judge = {"kind": "reward_model", "model": "stage:policy", "preferences": ["path:p"], "lora": policy["lora"]}
-    stages = {"policy": policy, "judge": judge, "next": {**policy, "model": "stage:policy"}}
+    stages = {
+        "base": {"kind": "pretrain"},
+        "policy": policy,
+        "judge": judge,
+        "next": {**policy, "model": "stage:policy"},
+    }
     publish_model(run_dir, "policy", stages["policy"], adapted(base, 0.1), base)
     on_policy = adapted(run_dir / "policy", 0.1, load=load_classifier, new_head=True)
     publish_model(run_dir, "judge", stages["judge"], on_policy, base)
@@ -51,7 +58,8 @@ def test_a_run_arrives_with_the_same_weights_and_its_newest_checkpoint(run_dir: 
     archive = pack(run_dir, tmp_path / "first.tar.gz")
     with tarfile.open(archive) as tar:
         names = tar.getnames()
-    assert not [name for name in names if name.endswith("model.safetensors") and "adapter" not in name]
+    weights = [name for name in names if name.endswith("/model.safetensors")]
+    assert weights == ["first/base/model.safetensors"]  # the one that no adapter gives back
     assert [name for name in names if "checkpoint-" in name and name.endswith(".pt")] == [
         "first/next.partial/checkpoints/checkpoint-6/optimizer.pt"
     ]

@@ -101,7 +101,7 @@ def test_a_mistake_in_a_recipe_is_one_sentence(toy, r1, recipe, sentence):
 @pytest.mark.parametrize("published", ["a notebook", "{source: a}", "{source: a, curves: {pass_at_1: {soon: 0.5}}}"])
 def test_a_published_result_has_a_source_and_points(toy, published):
     write(toy, "recipes/toy", f"published: {published}\nstages: {{data: {{kind: count}}}}")
-    with pytest.raises(ConfigError, match="recipe toy: published"):
+    with pytest.raises(ConfigError, match=r"recipe toy and ARGS: published"):
         load_recipe("toy", "mini")
 
 

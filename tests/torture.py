@@ -72,7 +72,7 @@ class Campaign(BaseModel):
 
 
 def run(campaign: Campaign, result: Path) -> bool:
-    """Rounds until there are enough kills; True if everything was identical.
+    """Rounds until there are enough kills and the last one is at its end; True if everything was identical.
 
     All runs are made in one place, one after the other: an adapter names the folder of the model below it.
     """
@@ -84,7 +84,7 @@ def run(campaign: Campaign, result: Path) -> bool:
         campaign.seconds_a_stage = (time.monotonic() - began) / len(stages)
         write_json(result, campaign.model_dump())
         folder.rename(whole)
-    while len(campaign.kills) < campaign.wanted and not campaign.differences:
+    while (len(campaign.kills) < campaign.wanted or folder.is_dir()) and not campaign.differences:
         make(campaign, folder, stages, result)
         campaign.differences = [said for name in stages for said in different(whole / name, folder / name)]
         campaign.rounds += 1
@@ -116,7 +116,8 @@ def attack(campaign: Campaign, folder: Path, stage: str) -> str | None:
     """One attempt to finish the run and a kill; says how it was killed, or None if it finished first."""
     number = len(campaign.kills)
     draw = random.Random(f"{campaign.seed} {number}")
-    window_s = 1.5 * campaign.seconds_a_stage
+    here = sum((kill.round, kill.stage) == (campaign.rounds, stage) for kill in campaign.kills)
+    window_s = campaign.seconds_a_stage * (1.5 + here / 4)  # longer and longer, so that a slow machine gets on too
     if number % 2 == 0:
         return attempt(campaign, folder, {}, draw.uniform(0, window_s), draw.choice(VICTIMS))
     tried = Counter(kill.how.partition(":")[0] for kill in campaign.kills if kill.stage == stage)
@@ -142,6 +143,9 @@ def attempt(
     except subprocess.TimeoutExpired:
         hit = kill(process.pid, victim)
         output, _ = process.communicate()
+    except BaseException:  # Ctrl-C ends the campaign, not only its bookkeeping
+        kill(process.pid, "all")
+        raise
     if process.returncode == 0:
         return None
     if hit:

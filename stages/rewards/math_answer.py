@@ -11,7 +11,7 @@ The rules, in order:
 2. When the gold is a word or a letter (Evelyn, (C)), the answer must be that word. Letters keep their case.
 3. Otherwise equal text is right. Any other text must look evaluated (`evaluated.py`) and must not be an expression
    of the question. Another value at random points (`numeric.py`) is wrong, and so are other brackets; for
-   the rest math-verify decides. So what is paid for has two readers who agree.
+   the rest math-verify decides.
 
 Paper: DeepSeek-R1, section 2.2.2. How we differ from math-verify alone: no equations (it pays `0=42` for 42),
 no sums, integrals, binomials, factorials, derivatives or functions to be worked out by the judge unless the gold
