@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.places import ROOT, runs_folder
 from pipeline.provenance import environment
-from pipeline.recipe import default_run
+from pipeline.written import default_run
 
 CHANGES = ("pass_at_1", "language_consistency", "instruction_following", "helpfulness", "harmlessness", "over_refusal")
 

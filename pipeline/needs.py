@@ -12,9 +12,10 @@ from pipeline.artifact import MANIFEST, read_json
 from pipeline.card_block import licence_warnings
 from pipeline.errors import DataError, ReferenceError
 from pipeline.places import ROOT, runs_folder
-from pipeline.recipe import DEFAULT_SCALE, Recipe, default_run, names
+from pipeline.recipe import Recipe
 from pipeline.refs import Ref
 from pipeline.stage import locate
+from pipeline.written import DEFAULT_SCALE, default_run, names
 
 
 def missing(recipe: Recipe, stages: Iterable[str]) -> dict[str, str]:

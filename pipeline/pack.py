@@ -47,7 +47,8 @@ def _left_out(run_dir: Path) -> Iterator[Path]:
         if (folder / MANIFEST).is_file() and (folder / ADAPTER).is_file():
             yield folder / WEIGHTS
         if (checkpoints := folder / "checkpoints").is_dir():
-            yield from set(checkpoints_in(checkpoints)) - {newest_checkpoint(checkpoints)}
+            newest, _ = newest_checkpoint(checkpoints)
+            yield from (path for path in checkpoints_in(checkpoints) if path != newest)
 
 
 def unpack(archive: Path, runs: Path) -> Path:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.artifact import MANIFEST, damage, is_whole, newest_checkpoint, read_json, read_manifest, step_of
 from pipeline.errors import ArtifactError, StaleError
-from pipeline.recipe import Recipe, identity
+from pipeline.fingerprints import identity
+from pipeline.recipe import Recipe
 
 DONE, RESUME, TO_DO, STALE, DAMAGED = "done", "resume", "to do", "stale", "damaged"
 STAMP = "stamp.json"

@@ -12,74 +12,37 @@ A stage that another run has made can be taken from there: `ARGS="stages.r1_zero
 out of this run, and everything that names `stage:r1_zero` uses that one.
 """
 
-import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from pipeline import card
-from pipeline.artifact import MANIFEST, load, read_json
+from pipeline.artifact import load, read_json
 from pipeline.errors import ArtifactError, ConfigError, ReferenceError
-from pipeline.places import CONFIGS, ROOT, runs_folder
+from pipeline.fingerprints import fingerprints
+from pipeline.places import runs_folder
 from pipeline.refs import LEADS_TO, Ref
-from pipeline.settings import did_you_mean, merged, parse_assignments, read_yaml
-from pipeline.stage import Stage, path_identity
+from pipeline.settings import did_you_mean, merged, parse_assignments
+from pipeline.stage import Stage
+from pipeline.written import (
+    RECIPE_KEYS,
+    SCALE_KEYS,
+    Published,
+    Scale,
+    Written,
+    default_run,
+    read,
+    read_base,
+    refuse_secrets,
+    require_known,
+    run_name,
+    sized,
+    valid,
+)
 from stages import STAGES
-
-RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "published", "stages"}
-SCALE_KEYS = {"description", "setup", "refs", "minutes", "extends", "stages"}
-DEFAULT_SCALE = "mini"
-_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{20,}|://[^/\s:@\"]+:[^/\s@\"]+@")
-MISSING = "missing:"  # stands in a fingerprint for content that is not there yet
-
-
-class Scale(BaseModel):
-    """What a scale file says besides the settings of each kind."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    name: str
-    setup: str = ""
-    """What to do first, in words: shown where a `path:` reference leads nowhere."""
-    refs: dict[str, Any] = {}
-    """What `scale:NAME` stands for."""
-    minutes: dict[str, float] = {}
-    """Stage name -> minutes it takes, for the plan; finished runs on this machine know better."""
-    stages: dict[str, dict[str, Any]] = {}
-    """Stage name -> settings at this scale, for the recipes that have such a stage."""
-
-
-class Published(BaseModel):
-    """A result of others that the report shows behind our curves."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str
-    curves: dict[str, dict[int, float]]
-    """Metric -> step -> value."""
-
-
-class Written(BaseModel):
-    """What a recipe file says besides the settings of each kind."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    description: str = ""
-    seed: int = 0
-    scales: list[str] = []
-    """The scales it is for; none named = all."""
-    beside: str = ""
-    published: Published | None = None
-    stages: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Any] = {}
-    """Name -> kind and settings; the name is the folder's too."""
-
-
-_M = TypeVar("_M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -151,29 +114,24 @@ class Recipe:
         return found
 
 
-def names(folder: str) -> list[str]:
-    """The recipes (`recipes`) or scales (`scales`) there are."""
-    return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
-
-
 def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[str] = ()) -> Recipe:
     """Resolves recipe x scale x ARGS; every mistake is a ConfigError or ReferenceError with one sentence."""
-    sizes = _read("scales", scale)
-    size = _valid(Scale, {**sizes, "name": scale}, f"scale {scale}")
-    plain = _sized(_read("recipes", name), size, name)
+    sizes = read("scales", scale)
+    size = valid(Scale, {**sizes, "name": scale}, f"scale {scale}")
+    plain = sized(read("recipes", name), size, name)
     written = merged(plain, parse_assignments(args))
-    _refuse_secrets([sizes, written], f"recipe {name}, scale {scale} or ARGS")
-    per_kind = merged(_base(), {key: value for key, value in sizes.items() if key in STAGES})
+    refuse_secrets([sizes, written], f"recipe {name}, scale {scale} or ARGS")
+    per_kind = merged(read_base(), {key: value for key, value in sizes.items() if key in STAGES})
     per_kind = merged(per_kind, {key: written.pop(key) for key in list(written) if key in STAGES})
     for kind, given in per_kind.items():
         if not isinstance(given, dict):
             raise ConfigError(f"{kind}: settings belong here, not {given!r}", hint=f"e.g. {kind}.seed=7")
-    _known(written, RECIPE_KEYS | set(STAGES), f"recipe {name} and ARGS")
-    _known(sizes, SCALE_KEYS | set(STAGES), f"scale {scale}")
-    said = _valid(Written, written, f"recipe {name} and ARGS")
+    require_known(written, RECIPE_KEYS | set(STAGES), f"recipe {name} and ARGS")
+    require_known(sizes, SCALE_KEYS | set(STAGES), f"scale {scale}")
+    said = valid(Written, written, f"recipe {name} and ARGS")
     if said.scales and scale not in said.scales:
         raise ConfigError(f"recipe {name} is not for scale {scale}", hint=f"SCALE={said.scales[0]}")
-    run = _run_name(run or default_run(name, scale))
+    run = run_name(run or default_run(name, scale))
     taken = _taken(said.stages, plain.get("stages") or {}, size)
     made_here = _made_here(said.stages, taken)
     stages = {stage: _stage(stage, given, per_kind, size, said.seed) for stage, given in made_here.items()}
@@ -187,20 +145,13 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
         stages=stages,
         setup=size.setup,
         minutes=size.minutes,
-        beside=_run_name(said.beside.replace("{scale}", scale)) if said.beside else "",
+        beside=run_name(said.beside.replace("{scale}", scale)) if said.beside else "",
         published=said.published,
         taken=taken,
         order=tuple(said.stages),
     )
     recipe.fingerprints.update(fingerprints(stages, recipe.folder))
     return recipe
-
-
-def _sized(recipe: dict[str, Any], size: Scale, name: str) -> dict[str, Any]:
-    """The recipe with what the scale says of its stages."""
-    stages = _valid(Written, recipe, f"recipe {name}").stages
-    sized = {stage: size.stages[stage] for stage in stages if stage in size.stages}
-    return merged(recipe, {"stages": sized}) if sized else recipe
 
 
 def _taken(stages: Mapping[str, Any], plain: Mapping[str, Any], size: Scale) -> dict[str, dict[str, str]]:
@@ -232,75 +183,6 @@ def _redirected(value: Any, places: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [_redirected(part, places) for part in value]
     return places.get(value, value) if isinstance(value, str) else value
-
-
-def default_run(recipe: str, scale: str) -> str:
-    """The name of a run that was given none."""
-    return f"{recipe}-{scale}"
-
-
-def _refuse_secrets(settings: Any, where: str) -> None:
-    """ConfigError when a setting holds what looks like a token or a password: settings go into every manifest."""
-    if found := _SECRET.search(json.dumps(settings, ensure_ascii=False, default=str)):
-        raise ConfigError(
-            f"{where}: a setting holds an access token or a password ('{found[0][:5]}…')",
-            hint="settings are copied into manifests and reports; put it into the environment, e.g. HF_TOKEN",
-        )
-
-
-def _run_name(name: str) -> str:
-    """The name, if a folder in `runs/` may be called so."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ConfigError(f"a run cannot be called {name!r}", hint="use letters, digits, '-', '_' and '.'")
-    return name
-
-
-def _valid(model: type[_M], written: Mapping[str, Any], what: str) -> _M:
-    try:
-        return model.model_validate(written)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{what}: {place}: {first['msg']} (given: {first['input']!r})") from None
-
-
-def _read(folder: str, name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A recipe or scale with what it extends."""
-    word = folder.rstrip("s")
-    if name not in names(folder):
-        raise ConfigError(f"there is no {word} '{name}'", hint=did_you_mean(name, names(folder)))
-    own = read_yaml(CONFIGS / folder / f"{name}.yaml")
-    parent = own.pop("extends", None)
-    if not parent:
-        return own
-    if parent in (name, *above):
-        raise ConfigError(f"{word} '{name}' extends '{parent}', which extends it", hint="extend one that stands alone")
-    extended = _extended if folder == "recipes" else merged
-    return extended(_read(folder, str(parent), (name, *above)), own)
-
-
-def _extended(parent: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`own` over `parent`; a recipe that adds stages names all of them, so that their order can be read there."""
-    before, after = (_valid(Written, one, "a recipe and what it extends").stages for one in (parent, own))
-    both = merged(parent, own)
-    if set(after) - set(before):
-        if missing := [name for name in before if name not in after]:
-            names = f"{', '.join(missing)} is missing"
-            raise ConfigError(f"a recipe that adds stages to the one it extends must name all in order; {names}")
-        both["stages"] = {name: both["stages"][name] for name in after}
-    return both
-
-
-def _base() -> dict[str, Any]:
-    base = read_yaml(CONFIGS / "base.yaml")
-    _known(base, set(STAGES), "configs/base.yaml")
-    return base
-
-
-def _known(given: Mapping[str, Any], known: set[str], where: str) -> None:
-    for key in given:
-        if key not in known:
-            raise ConfigError(f"{where}: there is no setting '{key}'", hint=did_you_mean(key, sorted(known)))
 
 
 def _stage(name: str, given: Any, per_kind: dict[str, Any], scale: Scale, seed: int) -> Stage:
@@ -385,56 +267,6 @@ def _what_it_leads_to(
         folder = runs_folder() / ref.target
         return (load(folder).kind,) if folder.is_dir() else ()
     return LEADS_TO[ref.scheme]
-
-
-def fingerprints(stages: Mapping[str, Stage], run_dir: Path) -> dict[str, str]:
-    """Stage name -> fingerprint, from the configuration alone.
-
-    Only where a `run:` reference leads nowhere (that run was moved or deleted) does the finished stage in `run_dir`
-    say what stood there: what is gone is no reason to make it again.
-    """
-    found: dict[str, str] = {}
-    for name, stage in stages.items():
-        identities: dict[str, list[str]] = {}
-        for field_name, ref in stage.references():
-            now = identity(ref, found)
-            if ref.scheme == "run" and now.startswith(MISSING):
-                now = _recorded(run_dir / name, field_name, ref) or now
-            identities.setdefault(field_name, []).append(now)
-        found[name] = stage.fingerprint(identities)
-    return found
-
-
-def _recorded(folder: Path, field_name: str, ref: Ref) -> str | None:
-    """The fingerprint behind a reference when the finished stage in `folder` was made; None when it is not known."""
-    try:
-        parents = read_json(folder / MANIFEST)["inputs"][field_name]
-        return next(parent.get("fingerprint") for parent in parents if parent["ref"] == str(ref))
-    except (ArtifactError, KeyError, TypeError, AttributeError, StopIteration):
-        return None
-
-
-def identity(ref: Ref, known: Mapping[str, str]) -> str:
-    """What a reference contributes to a fingerprint: the content it stands for, as far as it can be known now."""
-    if ref.scheme == "stage":
-        return known[ref.target]
-    if ref.scheme == "run":
-        folder = runs_folder() / ref.target
-        return load(folder).fingerprint if folder.is_dir() else f"{MISSING}{ref.target}"
-    if ref.scheme == "card":
-        return _card_identity(ref.target)
-    return _path_identity(ref.target) if ref.scheme == "path" else str(ref)
-
-
-def _card_identity(target: str) -> str:
-    name, config, split = card.parse_card_ref(target)
-    return f"{card.load_card(name).fingerprint}:{config or ''}/{split or ''}"
-
-
-@cache
-def _path_identity(target: str) -> str:
-    folder = ROOT / target
-    return path_identity(folder) if folder.is_dir() else f"{MISSING}{target}"
 
 
 def read_run(run: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import recipe, runner
+from pipeline import runner, written
 from stages import STAGES
 from tests.toy_stages import TOYS
 
@@ -31,7 +31,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "configs/scales/mini.yaml").write_text("description: small\n")
     for kind, stage in TOYS.items():
         monkeypatch.setitem(STAGES, kind, stage)
-    monkeypatch.setattr(recipe, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(written, "CONFIGS", tmp_path / "configs")
     monkeypatch.setattr(runner, "WORKER", [sys.executable, TOY_CLI, "_stage"])
     monkeypatch.setenv("R1_TOY_CONFIGS", str(tmp_path / "configs"))
     monkeypatch.setenv("R1_RUNS", str(tmp_path / "runs"))

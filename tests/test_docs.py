@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import names
+from pipeline.written import names
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [

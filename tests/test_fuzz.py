@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import recipe
+from pipeline import recipe, written
 from pipeline.card import load_card
 from pipeline.errors import PipelineError
 from stages.chat import has_tags, judged_text, parse
@@ -109,7 +109,7 @@ def as_bytes(written: Any) -> bytes:
 def test_a_recipe_is_loaded_or_refused_in_a_sentence(
     num_cases: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "CONFIGS", tmp_path)
+    monkeypatch.setattr(written, "CONFIGS", tmp_path)
     monkeypatch.setenv("R1_RUNS", str(tmp_path / "runs"))
     for folder in ("recipes", "scales"):
         (tmp_path / folder).mkdir()

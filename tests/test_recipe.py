@@ -8,8 +8,9 @@ import pytest
 from pipeline.errors import ConfigError, PipelineError, ReferenceError
 from pipeline.places import CONFIGS
 from pipeline.plan import _without_common
-from pipeline.recipe import Scale, _at_scale, load_recipe, names
+from pipeline.recipe import _at_scale, load_recipe
 from pipeline.settings import merged, parse_assignments, parse_yaml, read_yaml
+from pipeline.written import Scale, names
 from stages import STAGES
 
 KINDS = ("checkpoint", "dataset", "metrics", "reward_model")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import names
+from pipeline.written import names
 from stages import STAGES
 from tests.golden import golden_files, resolved
 
@@ -30,6 +30,8 @@ ORDER = [
     "card",
     "stage",
     "stages",
+    "written",
+    "fingerprints",
     "recipe",
     "needs",
     "plan",

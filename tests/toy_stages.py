@@ -89,11 +89,11 @@ def _old(path: Any) -> str:
 
 if __name__ == "__main__":
     # The command line with the toys in it: what tests start where a process of its own is needed.
-    from pipeline import recipe, runner
+    from pipeline import runner, written
     from pipeline.cli import main
     from stages import STAGES
 
     STAGES.update(TOYS)
-    recipe.CONFIGS = Path(os.environ["R1_TOY_CONFIGS"])
+    written.CONFIGS = Path(os.environ["R1_TOY_CONFIGS"])
     runner.WORKER = [sys.executable, __file__, "_stage"]
     sys.exit(main(sys.argv[1:]))

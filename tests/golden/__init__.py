@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.recipe import load_recipe, names
+from pipeline.recipe import load_recipe
+from pipeline.written import names
 
 FOLDER = Path(__file__).parent
 

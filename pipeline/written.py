@@ -1,0 +1,147 @@
+"""What is written in `configs/`: recipes and scales as files, with what they extend, checked for form.
+
+Reads `configs/base.yaml`, `configs/recipes/*.yaml` and `configs/scales/*.yaml`; makes plain mappings and the few typed
+words beside the settings of stages. `recipe.py` makes stages of them. Every mistake is a ConfigError with one sentence.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.places import CONFIGS
+from pipeline.settings import did_you_mean, merged, read_yaml
+from stages import STAGES
+
+RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "published", "stages"}
+SCALE_KEYS = {"description", "setup", "refs", "minutes", "extends", "stages"}
+DEFAULT_SCALE = "mini"
+_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{20,}|://[^/\s:@\"]+:[^/\s@\"]+@")
+
+
+class Scale(BaseModel):
+    """What a scale file says besides the settings of each kind."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    setup: str = ""
+    """What to do first, in words: shown where a `path:` reference leads nowhere."""
+    refs: dict[str, Any] = {}
+    """What `scale:NAME` stands for."""
+    minutes: dict[str, float] = {}
+    """Stage name -> minutes it takes, for the plan; finished runs on this machine know better."""
+    stages: dict[str, dict[str, Any]] = {}
+    """Stage name -> settings at this scale, for the recipes that have such a stage."""
+
+
+class Published(BaseModel):
+    """A result of others that the report shows behind our curves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    curves: dict[str, dict[int, float]]
+    """Metric -> step -> value."""
+
+
+class Written(BaseModel):
+    """What a recipe file says besides the settings of each kind."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    description: str = ""
+    seed: int = 0
+    scales: list[str] = []
+    """The scales it is for; none named = all."""
+    beside: str = ""
+    published: Published | None = None
+    stages: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Any] = {}
+    """Name -> kind and settings; the name is the folder's too."""
+
+
+def names(folder: str) -> list[str]:
+    """The recipes (`recipes`) or scales (`scales`) there are."""
+    return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
+
+
+def default_run(recipe: str, scale: str) -> str:
+    """The name of a run that was given none."""
+    return f"{recipe}-{scale}"
+
+
+def run_name(name: str) -> str:
+    """The name, if a folder in `runs/` may be called so."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"a run cannot be called {name!r}", hint="use letters, digits, '-', '_' and '.'")
+    return name
+
+
+def read(folder: str, name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe or scale with what it extends."""
+    word = folder.rstrip("s")
+    if name not in names(folder):
+        raise ConfigError(f"there is no {word} '{name}'", hint=did_you_mean(name, names(folder)))
+    own = read_yaml(CONFIGS / folder / f"{name}.yaml")
+    parent = own.pop("extends", None)
+    if not parent:
+        return own
+    if parent in (name, *above):
+        raise ConfigError(f"{word} '{name}' extends '{parent}', which extends it", hint="extend one that stands alone")
+    extended = _extended if folder == "recipes" else merged
+    return extended(read(folder, str(parent), (name, *above)), own)
+
+
+def _extended(parent: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `parent`; a recipe that adds stages names all of them, so that their order can be read there."""
+    before, after = (valid(Written, one, "a recipe and what it extends").stages for one in (parent, own))
+    both = merged(parent, own)
+    if set(after) - set(before):
+        if missing := [name for name in before if name not in after]:
+            names = f"{', '.join(missing)} is missing"
+            raise ConfigError(f"a recipe that adds stages to the one it extends must name all in order; {names}")
+        both["stages"] = {name: both["stages"][name] for name in after}
+    return both
+
+
+def read_base() -> dict[str, Any]:
+    base = read_yaml(CONFIGS / "base.yaml")
+    require_known(base, set(STAGES), "configs/base.yaml")
+    return base
+
+
+def sized(recipe: dict[str, Any], size: Scale, name: str) -> dict[str, Any]:
+    """The recipe with what the scale says of its stages."""
+    stages = valid(Written, recipe, f"recipe {name}").stages
+    sized = {stage: size.stages[stage] for stage in stages if stage in size.stages}
+    return merged(recipe, {"stages": sized}) if sized else recipe
+
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def valid(model: type[_M], written: Mapping[str, Any], what: str) -> _M:
+    try:
+        return model.model_validate(written)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{what}: {place}: {first['msg']} (given: {first['input']!r})") from None
+
+
+def require_known(given: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{where}: there is no setting '{key}'", hint=did_you_mean(key, sorted(known)))
+
+
+def refuse_secrets(settings: Any, where: str) -> None:
+    """ConfigError when a setting holds what looks like a token or a password: settings go into every manifest."""
+    if found := _SECRET.search(json.dumps(settings, ensure_ascii=False, default=str)):
+        raise ConfigError(
+            f"{where}: a setting holds an access token or a password ('{found[0][:5]}…')",
+            hint="settings are copied into manifests and reports; put it into the environment, e.g. HF_TOKEN",
+        )
