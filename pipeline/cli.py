@@ -131,7 +131,7 @@ def _show_plan(recipe: Any, lines: Iterable[Any], wanted: Collection[str]) -> No
     """The wanted stages with the minutes they will take, and what should be known before they start."""
     from pipeline.console import show_note, show_plan
     from pipeline.estimates import expected_seconds
-    from pipeline.needs import data_warnings, missing
+    from pipeline.needs import data_warnings, missing, missing_packages
     from pipeline.plan import DONE
 
     shown = [line for line in lines if line.stage in wanted]
@@ -143,6 +143,8 @@ def _show_plan(recipe: Any, lines: Iterable[Any], wanted: Collection[str]) -> No
         show_note(f"{sentence}; {hint}")
     for sentence in data_warnings(recipe, wanted):
         show_note(sentence)
+    if packages := missing_packages():
+        show_note(f"not installed here: {', '.join(packages)}; a stage that needs one will fail; `make setup`")
 
 
 def _show(arguments: argparse.Namespace) -> None:

@@ -2,9 +2,13 @@
 
 A recipe resolves without its models and other runs, so that it can be planned and shown on any machine. `missing`
 names what a stage would not find, with the command that makes it; the runner refuses to start such a stage.
+`missing_packages` is said before the first stage, because the one that needs them may be hours away.
 """
 
+import re
+import tomllib
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 from pipeline import card
@@ -31,6 +35,20 @@ def missing(recipe: Recipe, stages: Iterable[str]) -> dict[str, str]:
         if ref.scheme == "run" and not (runs_folder() / ref.target).is_dir():
             found[f"{ref} is not there yet"] = f"make it first: {_command_for(ref.target)}"
     return found
+
+
+def missing_packages() -> list[str]:
+    """The packages that `pyproject.toml` asks for and this environment does not have."""
+    file = ROOT / "pyproject.toml"
+    wanted = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"] if file.is_file() else []
+    return [name for line in wanted if not _is_installed(name := re.split(r"[^\w.-]", line)[0])]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(metadata.distribution(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _lacks(split: str, ref: Ref) -> DataError | None:

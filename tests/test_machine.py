@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import runner
+from pipeline import needs, runner
 from pipeline.artifact import is_whole, load, publish, seal
 from pipeline.errors import ArtifactError
 from pipeline.lock import run_lock
@@ -265,3 +265,16 @@ def test_a_failure_is_told_by_the_last_error_in_the_log_not_by_what_libraries_sa
     assert runner._last_words(lines) == "ValueError: no room"
     assert runner._last_words(["killed by the moon"]) == "killed by the moon"
     assert runner._last_words([]) == ""
+
+
+def test_a_package_that_is_missing_is_said_before_the_first_stage(toy, r1, monkeypatch):
+    (toy / "pyproject.toml").write_text('[project]\ndependencies = ["pydantic>=2", "no-such_package[x]>=1,<2"]\n')
+    monkeypatch.setattr(needs, "ROOT", toy)
+    code, output = r1("plan", "toy")
+    assert code == 0 and "not installed here: no-such_package; a stage that needs one will fail" in " ".join(
+        output.split()
+    )
+
+
+def test_everything_the_project_asks_for_is_installed():
+    assert needs.missing_packages() == []
