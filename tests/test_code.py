@@ -249,8 +249,8 @@ def num_open_files() -> int:
 
 
 def wait_for(found: Callable[[], T]) -> T:
-    """What `found` gives as soon as it is true, or after ten seconds."""
-    for _ in range(200):
+    """What `found` gives as soon as it is true, or after a minute."""
+    for _ in range(1200):
         if value := found():
             return value
         time.sleep(0.05)
