@@ -257,10 +257,13 @@ def test_a_mistake_between_two_settings_is_told_without_the_whole_stage():
         load_recipe("r1-full", "mini", args=["stages.second_sft.shares=[0.5,0.6]"])
 
 
-def test_a_scale_may_size_a_stage_by_name_and_args_still_win():
-    assert load_recipe("r1-full", "mini").stages["final_rl"].max_steps == 80
-    assert load_recipe("r1-full", "mini").stages["reasoning_rl"].max_steps == 45
-    assert load_recipe("r1-full", "mini", args=["stages.final_rl.max_steps=3"]).stages["final_rl"].max_steps == 3
+def test_a_scale_may_size_a_stage_by_name_and_args_still_win(toy):
+    write(toy, "scales/mini", "sum: {rate: 2.0}\nstages: {model: {rate: 3.0}}")
+    both = "model: {kind: sum, data: stage:data}, other: {kind: sum, data: stage:data}"
+    write(toy, "recipes/toy", f"stages: {{data: {{kind: count}}, {both}}}")
+    stages = load_recipe("toy", "mini").stages
+    assert (stages["model"].rate, stages["other"].rate) == (3.0, 2.0)
+    assert load_recipe("toy", "mini", args=["stages.model.rate=4.0"]).stages["model"].rate == 4.0
 
 
 def test_every_stage_that_a_scale_names_is_in_some_recipe():
