@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parent.parent
 SMALL = [
     *("grpo.max_steps=2", "stages.final_rl.max_steps=5", "grpo.num_problems=8", "grpo.num_generations=4"),
@@ -33,7 +34,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_every_stage_of_the_chain_is_done_and_the_report_stands_beside_the_paper(runs):
     folder = runs / "r1-full-mini"
     report = json.loads((folder / "report.json").read_text())
@@ -43,14 +43,12 @@ def test_every_stage_of_the_chain_is_done_and_the_report_stands_beside_the_paper
     assert "apache-2.0" in (folder / "final_rl/README.md").read_text()
 
 
-@pytest.mark.slow
 def test_preference_rewards_and_general_prompts_enter_in_the_last_23_percent_of_final_rl(runs):
     curve = [json.loads(line) for line in (runs / "r1-full-mini/final_rl/metrics.jsonl").read_text().splitlines()]
     has_preferences = ["reward/helpfulness" in row or "reward/harmlessness" in row for row in curve]
     assert has_preferences == [False] * 4 + [True]
 
 
-@pytest.mark.slow
 def test_distillation_and_ablations_start_from_the_results_of_the_whole_chain(runs):
     student = ["stages.student.num_steps=2", "stages.student.num_texts=300", "stages.student.batch_rows=4"]
     assert run(runs, "mini-student", *student).returncode == 0
