@@ -27,7 +27,7 @@ PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
-.PHONY: help setup setup-gpu r1-zero r1-zero-cold-start r1-full distill ablations mini-base mini-student smollm2 plan stage show report pack unpack cards golden test check verify torture card card-check dapo dr-grpo gspo mini-r1 unsloth-gsm8k open-r1-zero deepscaler
+.PHONY: help setup setup-gpu smollm2 plan stage show report verify pack unpack cards card card-check golden test torture check
 .PHONY: $(RECIPES) the-student
 
 help:  ## list the verbs

@@ -15,7 +15,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -56,62 +56,54 @@ def _disk_failed(error: OSError) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="r1", description="The DeepSeek-R1 recipe as one resumable pipeline.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name, function, meaning in (
-        ("run", _run, "make every stage that is not done"),
-        ("stage", _stage, "make one stage"),
-        ("plan", _plan, "what a run would do, stage by stage"),
-        ("show", _show, "the resolved configuration as YAML"),
-    ):
+
+    def add(name: str, function: Callable[[argparse.Namespace], None], meaning: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=meaning, description=meaning)
         verb.set_defaults(verb=function)
-        _recipe_arguments(verb)
-        if name == "stage":
-            verb.add_argument("--stage", required=True, help="the stage to make; what it rests on must be done")
-        if name in ("run", "plan"):
-            verb.add_argument("--from", dest="first", help="begin with this stage; what it rests on must be done")
-            verb.add_argument("--until", dest="last", help="end with this stage")
-        if name in ("run", "stage"):
-            verb.add_argument(
-                "--rebuild", action="append", default=[], help="make this stage and what rests on it again"
-            )
-            verb.add_argument("--engine", default=os.environ.get("ENGINE") or "prefect", help="prefect or plain")
-    pack = verbs.add_parser("pack", help="one file to take a run to another machine")
+        return verb
+
+    _add_recipe_verbs(add)
+    add("report", _report, "write a run's report and model cards again").add_argument("run")
+    add("verify", _verify, "compare every finished file of a run with its checksum").add_argument("run")
+    pack = add("pack", _pack, "one file to take a run to another machine")
     pack.add_argument("run")
     pack.add_argument("--file", help="default RUN.tar.gz")
-    pack.set_defaults(verb=_pack)
-    unpack = verbs.add_parser("unpack", help="put a packed run into runs/ and merge its weights again")
-    unpack.add_argument("file")
-    unpack.set_defaults(verb=_unpack)
-    for name, function, meaning in (
-        ("report", _report, "write a run's report and model cards again"),
-        ("verify", _verify, "compare every finished file of a run with its checksum"),
-    ):
-        verb = verbs.add_parser(name, help=meaning, description=meaning)
-        verb.add_argument("run")
-        verb.set_defaults(verb=function)
-    verbs.add_parser("cards", help="the data sets there are").set_defaults(verb=_cards)
-    for name, function, meaning in (
-        ("card", _card, "start a data card"),
-        ("card-check", _card_check, "try a data card on real rows"),
-    ):
-        verb = verbs.add_parser(name, help=meaning)
+    add("unpack", _unpack, "put a packed run into runs/ and merge its weights again").add_argument("file")
+    add("cards", _cards, "the data sets there are")
+    card, check = (
+        add("card", _card, "start a data card"),
+        add("card-check", _card_check, "try a data card on real rows"),
+    )
+    for verb in (card, check):
         verb.add_argument("name", help="the folder in data_cards/")
-        verb.add_argument("--file", type=Path, default=None, help="rows in the source's columns")
-        verb.set_defaults(verb=function)
-    verb.add_argument("--config", default=None)
-    verb.add_argument("--split", default=None)
+        verb.add_argument("--file", type=Path, help="rows in the source's columns")
+    check.add_argument("--config")
+    check.add_argument("--split")
     worker = verbs.add_parser("_stage")
+    worker.set_defaults(verb=_worker)
     worker.add_argument("run_dir")
     worker.add_argument("name")
-    worker.set_defaults(verb=_worker)
     return parser
 
 
-def _recipe_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", help="a file in configs/recipes/, without .yaml")
-    verb.add_argument("--scale", default="mini", help="a file in configs/scales/, without .yaml")
-    verb.add_argument("--run", default=None, help="the run's name; default RECIPE-SCALE")
-    verb.add_argument("--args", nargs="*", default=[], help="settings, e.g. seed=7 stages.r1_zero.max_steps=20")
+def _add_recipe_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The verbs that take a recipe, its scale, its run and settings."""
+    run = add("run", _run, "make every stage that is not done")
+    stage = add("stage", _stage, "make one stage")
+    plan = add("plan", _plan, "what a run would do, stage by stage")
+    show = add("show", _show, "the resolved configuration as YAML")
+    for verb in (run, stage, plan, show):
+        verb.add_argument("recipe", help="a file in configs/recipes/, without .yaml")
+        verb.add_argument("--scale", default="mini", help="a file in configs/scales/, without .yaml")
+        verb.add_argument("--run", help="the run's name; default RECIPE-SCALE")
+        verb.add_argument("--args", nargs="*", default=[], help="settings, e.g. seed=7 stages.r1_zero.max_steps=20")
+    stage.add_argument("--stage", required=True, help="the stage to make; what it rests on must be done")
+    for verb in (run, plan):
+        verb.add_argument("--from", dest="first", help="begin with this stage; what it rests on must be done")
+        verb.add_argument("--until", dest="last", help="end with this stage")
+    for verb in (run, stage):
+        verb.add_argument("--rebuild", action="append", default=[], help="make this stage and what rests on it again")
+        verb.add_argument("--engine", default=os.environ.get("ENGINE") or "prefect", help="prefect or plain")
 
 
 def _load(arguments: argparse.Namespace) -> Any:
@@ -237,7 +229,6 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-
     from pipeline.lock import run_lock
     from pipeline.pack import pack
     from pipeline.places import runs_folder
@@ -249,7 +240,6 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 
 def _unpack(arguments: argparse.Namespace) -> None:
-
     from pipeline.pack import unpack
     from pipeline.places import runs_folder
 

@@ -11,13 +11,17 @@ another run named by `run:`) must be on the new machine.
     make pack RUN=r1-full-mini            make unpack FILE=r1-full-mini.tar.gz
 """
 
+import gzip
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.artifact import MANIFEST, checkpoints_in, damage, newest_checkpoint, read_json, sha256, write_json
+from pipeline.artifact import checkpoints_in, damage, newest_checkpoint, read_json, sha256, write_json
+from pipeline.durable import MANIFEST, rename, whole_file
 from pipeline.errors import ArtifactError
 from pipeline.provenance import hardware
 from pipeline.recipe import build_stage
@@ -32,13 +36,12 @@ def pack(run_dir: Path, archive: Path) -> Path:
     if not (run_dir / "recipe.json").is_file():
         raise ArtifactError(f"there is no run at {run_dir}", hint="name one with RUN=…")
     left_out = set(_left_out(run_dir))
-    temporary = archive.with_name(f".{archive.name}.tmp")
-    with tarfile.open(temporary, "w:gz", compresslevel=1) as tar:
+    with whole_file(archive, "wb") as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tar:
         for path in sorted(run_dir.rglob("*")):
             inside = path.relative_to(run_dir)
             if path.is_file() and not inside.parts[0].startswith(".") and not left_out & {path, *path.parents}:
                 tar.add(path, Path(run_dir.name, inside))
-    return temporary.replace(archive)
+    return archive
 
 
 def _left_out(run_dir: Path) -> Iterator[Path]:
@@ -58,19 +61,19 @@ def unpack(archive: Path, runs: Path) -> Path:
     there already. The run appears when it is whole.
     """
     run = _name_of(archive)
-    target, partial = runs / run, runs / f".{run}.unpacking"
+    target = runs / run
     if target.exists():
         raise ArtifactError(f"there is a run at {target} already", hint="move it away first; nothing was changed")
-    partial.mkdir(parents=True, exist_ok=True)
-    with _opened(archive) as tar:
-        tar.extractall(partial, filter="data")  # no path leads out of the folder
-    recipe = read_json(partial / run / "recipe.json")
-    for name, settings in recipe["stages"].items():
-        folder = partial / run / name
-        if (folder / MANIFEST).is_file() and (folder / ADAPTER).is_file() and not (folder / WEIGHTS).is_file():
-            _merge_again(folder, dict(settings))
-    (partial / run).rename(target)
-    partial.rmdir()
+    runs.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=runs, prefix=".unpacking-") as scratch:
+        with _opened(archive) as tar:
+            tar.extractall(scratch, filter="data")  # no path leads out of the folder
+        arrived = Path(scratch, run)
+        for name, settings in read_json(arrived / "recipe.json")["stages"].items():
+            folder = arrived / name
+            if (folder / MANIFEST).is_file() and (folder / ADAPTER).is_file() and not (folder / WEIGHTS).is_file():
+                _merge_again(folder, dict(settings))
+        rename(arrived, target)
     return target
 
 
@@ -79,7 +82,7 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(archive) as tar:
             yield tar
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileNotFoundError, IsADirectoryError) as error:
         raise ArtifactError(f"{archive} is no packed run: {error}", hint="make one with `make pack RUN=…`") from None
 
 

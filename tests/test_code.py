@@ -173,7 +173,8 @@ def test_where_no_box_holds_code_rewards_refuse_in_a_sentence(monkeypatch: pytes
 def test_a_box_dies_with_the_process_that_started_it(in_a_box: Box, tmp_path: Path) -> None:
     call = "from pathlib import Path\nfrom stages.rewards import code_tests\nfrom stages.rewards.box import Box\n"
     call += f"code_tests.the_box = lambda: Box({in_a_box.kind!r}, Path({str(in_a_box.python)!r}))\n"
-    call += f"print('now', flush=True)\ncode_tests.verdict('import time\\ntime.sleep({os.getpid()})', {GOLD!r})"
+    endless = "import time\ntime.sleep(1000)\ndef twice(xs): ..."
+    call += f"print('now', flush=True)\ncode_tests.verdict({endless!r}, {GOLD!r})"
     started = subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.PIPE)
     assert started.stdout and started.stdout.readline() == b"now\n"
     inside = wait_for(lambda: children(started.pid))

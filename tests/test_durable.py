@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -40,24 +41,26 @@ def _call(at: str, function: Any, *words: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stage_killed_at_any_flush_rename_or_manifest_ends_with_the_same_artifact(toy, r1, kind):
     assert r1(*RUN, "whole")[0] == 0
-    for number in count(1):
+
+    def make_stage(kill_at: str) -> int:
         recipe = load_recipe("toy", "mini", "killed")
         _prepare_partial(recipe, "data")
         shutil.copy(toy / "runs/whole/recipe.json", recipe.folder)
-        exit_code = ends(f"data/{kind}:{number}", worker.run_one, recipe.folder, "data")
-        if exit_code == 0:
-            break
-        assert exit_code == -signal.SIGKILL
-        assert r1(*RUN, "killed")[0] == 0
-        assert_same(toy, f"{kind}:{number}")
-    assert number > 1
+        return ends(f"data/{kill_at}", worker.run_one, recipe.folder, "data")
+
+    kill_at_every(kind, make_stage, toy, r1)
 
 
 @pytest.mark.parametrize("kind", ["fsync", "rename"])
 def test_a_runner_killed_at_any_flush_or_rename_of_its_own_goes_on(toy, r1, kind):
     assert r1(*RUN, "whole")[0] == 0
+    kill_at_every(kind, lambda kill_at: ends(f"runner/{kill_at}", cli.main, [*RUN, "killed"]), toy, r1)
+
+
+def kill_at_every(kind: str, attempt: Callable[[str], int], toy: Path, r1: Any) -> None:
+    """Kills `attempt` at its first, second, … point of this kind until none is left; each run goes on to the same."""
     for number in count(1):
-        exit_code = ends(f"runner/{kind}:{number}", cli.main, [*RUN, "killed"])
+        exit_code = attempt(f"{kind}:{number}")
         if exit_code == 0:
             break
         assert exit_code == -signal.SIGKILL
