@@ -107,7 +107,7 @@ golden: setup  ## write the resolved configurations in tests/golden again
 	@$(PY) -m tests.golden
 
 test: setup  ## the tests (under ten minutes on two cores)
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 torture: setup  ## kill a small r1-full KILLS times (SEED) and compare every artifact with an unkilled run
 	@R1_RUNS=$(or $(R1_RUNS),runs/.torture) OMP_NUM_THREADS=1 $(PY) -m tests.torture --kills $(KILLS) --seed $(SEED)

@@ -133,7 +133,7 @@ def test_a_program_without_end_is_ended(in_a_box: Box, program: str, monkeypatch
 def test_a_box_that_is_none_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The attacks are real: without walls and without giving up rights nearly all of them work."""
     inside = tmp_path / "inside.py"
-    inside.write_text(box._INSIDE.read_text().replace("    confine(readable)\n", ""))
+    inside.write_text(box._INSIDE.read_text().replace("    confine(int(parent), readable)\n", ""))
     monkeypatch.setattr(box, "_INSIDE", inside)
     worked = set(str(box.fault(Box("landlock", PYTHONS[0]))).removeprefix("it does not hold: ").split(", "))
     names = "read_files read_through_a_symlink list_folders write_files change_a_mode connect_by_tcp start_processes"

@@ -61,7 +61,8 @@ def test_a_child_that_dies_of_something_else_is_replaced_and_the_question_asked_
         child = psutil.Process(worker.process.pid)
         for process in [child] if victim == "the child" else child.children():
             process.kill()
-    assert sandbox.ask_many([sandbox.Question("math", "d+c", "c+d")]) == ["right"]
+    for verdict, answer in (("right", "c+d"), ("wrong", "c+e"), ("right", "d+c+0"), ("wrong", "f+d")):
+        assert sandbox.ask_many([sandbox.Question("math", "d+c", answer)]) == [verdict]  # and no reply of another
 
 
 def test_a_child_may_take_one_gibibyte_and_no_more() -> None:

@@ -57,8 +57,8 @@ class Box:
         """A process inside, with `task` (JSON) and the two ends of pipes that `box_inside.py` asks for."""
         is_walled = self.kind == "bubblewrap"
         source = _INSIDE.read_text(encoding="utf-8")
-        allowed = "" if is_walled else ":".join(self.readable)
-        python = [str(self.python), "-I", "-S", "-B", "-c", source, role, allowed, str(calls), str(replies)]
+        parent, allowed = ("0", "") if is_walled else (str(os.getpid()), ":".join(self.readable))
+        python = [str(self.python), "-I", "-S", "-B", "-c", source, role, parent, allowed, str(calls), str(replies)]
         process = subprocess.Popen(
             [*(self._walls() if is_walled else []), *python],
             stdin=subprocess.PIPE,

@@ -1,7 +1,8 @@
 """The inside of a box: limits itself for good, then runs code that nobody trusts. Started by `box.py`, never imported.
 
-    python -I -S -B -c THIS ROLE READABLE CALLS REPLIES < JSON
+    python -I -S -B -c THIS ROLE PARENT READABLE CALLS REPLIES < JSON
 
+`PARENT` is the process that started this one (0 = a process namespace between them sees to it that both end together).
 `READABLE` are paths, joined by ":", that Landlock is to leave readable; empty = a mount namespace around us does that.
 `CALLS` and `REPLIES` are open pipes, one line of Python literals each. The roles:
 
@@ -92,13 +93,15 @@ def _syscall(number: int, *args: Any) -> int:
     return found
 
 
-def confine(readable: str) -> None:
-    """All of it; raises OSError where the kernel cannot."""
+def confine(parent: int, readable: str) -> None:
+    """All of it; raises OSError where the kernel cannot, or where our parent is gone already."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-    _LIBC.prctl(1, 9, 0, 0, 0)  # when our parent is killed, so are we
+    _LIBC.prctl(1, 9, 0, 0, 0)  # when our parent is killed from here on, so are we
+    if parent and os.getppid() != parent:
+        raise OSError("no parent")
     limit()
     if _LIBC.prctl(38, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "no_new_privs")
@@ -164,10 +167,10 @@ def play_tests(task: dict[str, str], calls: Any, replies: Any) -> int:
     return PASSED
 
 
-def main(role: str, readable: str, calls: str, replies: str) -> int | None:
+def main(role: str, parent: str, readable: str, calls: str, replies: str) -> int | None:
     """Reads the task, gives up every right, plays the role."""
     task = json.loads(sys.stdin.read())
-    confine(readable)
+    confine(int(parent), readable)
     play = {"candidate": play_candidate, "tests": play_tests}[role]
     with open(int(calls)) as lines, open(int(replies), "w", buffering=1) as out:  # pipes, not paths
         return play(task, lines, out)

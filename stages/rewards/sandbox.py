@@ -20,7 +20,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.errors import ResourceError
 
@@ -53,6 +53,7 @@ class _Worker:
 
     def __init__(self, what: str) -> None:
         self.what = what
+        self.asked = 0
         self.process = subprocess.Popen(
             # -P: the folder of the script holds a format.py, which must not be importable from there
             [sys.executable, "-P", "-B", str(_WORKER), what],
@@ -73,15 +74,19 @@ class _Worker:
                 hint=f"make setup; see what it says by hand: {sys.executable} -P {_WORKER} {what} </dev/null",
             )
 
-    def ask(self, question: Question) -> dict[str, str] | None:
-        """The reply; None if the child ended without one."""
+    def ask(self, question: Question) -> dict[str, Any] | None:
+        """The reply; None if the child ended without one.
+
+        By its number: a copy that is killed while it has nothing to do sends word of its end too.
+        """
         assert self.process.stdin and self.process.stdout
+        self.asked += 1
         try:
-            self.process.stdin.write(json.dumps(question[1:]) + "\n")  # plain ASCII, whatever the text holds
-            reply = self.process.stdout.readline()
+            self.process.stdin.write(json.dumps([self.asked, *question[1:]]) + "\n")  # plain ASCII, whatever the text
         except BrokenPipeError:
             return None
-        return json.loads(reply) if reply.endswith("\n") else None
+        replies = (json.loads(line) for line in self.process.stdout if line.endswith("\n"))
+        return next((reply for reply in replies if reply["to"] == self.asked), None)
 
     def stop(self) -> int:
         """End the child, if it has not ended by itself; its exit code."""
@@ -119,7 +124,7 @@ def _ask(question: Question) -> str:
         if reply is None:
             _retire(worker)
         elif "verdict" in reply:
-            return reply["verdict"]
+            return str(reply["verdict"])
         elif reply["ended"] == "time":
             break
     return "cannot_tell" if question.answer else "gold_unusable"  # no answer takes no time: it was the gold

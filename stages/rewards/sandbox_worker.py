@@ -2,10 +2,10 @@
 
     python -P sandbox_worker.py WHAT        # WHAT: math or reasoning_gym
 
-Reads questions `[gold, answer, cpu_limit_s]` as JSON, one a line, on stdin; writes `"ready"`, then for each
-`{"verdict": ...}`, or `{"ended": "time"}` or `{"ended": "crash"}` when the judging was cut off. If the judge does
-not load it writes `{"error": traceback}` and leaves. Started by `stages/rewards/sandbox.py`; by hand:
-    echo '["1/2", "\\\\frac{1}{2}", 1]' | python -P stages/rewards/sandbox_worker.py math
+Reads questions `[number, gold, answer, cpu_limit_s]` as JSON, one a line, on stdin; writes `"ready"`, then for each
+`{"to": number, "verdict": ...}`, or `"ended": "time"` or `"ended": "crash"` when the judging was cut off. If the judge
+does not load it writes `{"error": traceback}` and leaves. Started by `stages/rewards/sandbox.py`; by hand:
+    echo '[1, "1/2", "\\\\frac{1}{2}", 1]' | python -P stages/rewards/sandbox_worker.py math
 
 Two processes: this one loads the libraries, which takes half a second, and never judges; a forked copy of it judges,
 and when a question kills the copy the next is forked in milliseconds. So a hanging answer costs its own limit and no
@@ -22,9 +22,11 @@ import ctypes
 import functools
 import gc
 import json
+import mmap
 import os
 import resource
 import signal
+import struct
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -44,6 +46,7 @@ _EVAL_NODES += (ast.unaryop, ast.List, ast.Tuple, ast.Name, ast.Load, ast.Call)
 _EVAL_NAMES = "Symbol Integer Float Rational sqrt exp log ln Abs sin cos tan cot sec csc asin acos atan sinh cosh tanh"
 _EVAL_CALLS = frozenset(_EVAL_NAMES.split())
 
+NUMBER = struct.Struct("=Q")
 TIME_IS_UP = (signal.SIGPROF, signal.SIGALRM)
 
 
@@ -207,22 +210,24 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def answer_questions(judge: Judge, replies: TextIO) -> int:
-    """Reply to questions until stdin closes or this copy is worn out; says which."""
+def answer_questions(judge: Judge, replies: TextIO, read: mmap.mmap) -> int:
+    """Reply to questions until stdin closes or this copy is worn out; says which. `read` keeps the last number."""
     for _ in range(QUESTIONS_PER_COPY):
         line = sys.stdin.readline()
         if not line:
             return STDIN_CLOSED
-        print(json.dumps({"verdict": verdict_on(judge, *json.loads(line))}), file=replies)
+        number, *question = json.loads(line)
+        read[:] = NUMBER.pack(number)
+        print(json.dumps({"to": number, "verdict": verdict_on(judge, *question)}), file=replies)
     return WORN_OUT
 
 
-def run_copy(judge: Judge, replies: TextIO) -> int:
+def run_copy(judge: Judge, replies: TextIO, read: mmap.mmap) -> int:
     """Let a forked copy answer questions; how it ended: an exit code, or the negative number of a signal."""
     copy = os.fork()
     if copy == 0:
         die_with_parent()
-        os._exit(answer_questions(judge, replies))
+        os._exit(answer_questions(judge, replies, read))
     return os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
 
 
@@ -238,9 +243,11 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # what is loaded now stays, and is shared with the copies
     print(json.dumps("ready"), file=replies)
-    while (end := run_copy(judge, replies)) != STDIN_CLOSED:
+    read = mmap.mmap(-1, NUMBER.size)  # shared with the copies: the number of the question that was read last
+    while (end := run_copy(judge, replies, read)) != STDIN_CLOSED:
         if end != WORN_OUT:
-            print(json.dumps({"ended": "time" if -end in TIME_IS_UP else "crash"}), file=replies)
+            why = "time" if -end in TIME_IS_UP else "crash"
+            print(json.dumps({"to": NUMBER.unpack(read[:])[0], "ended": why}), file=replies)
 
 
 if __name__ == "__main__":
