@@ -84,5 +84,5 @@ def _told(counts: Counter[str]) -> str:
 
 
 def _short(raw: object) -> str:
-    text = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
+    text = json.dumps(raw, ensure_ascii=False, default=str)  # a text too: it may hold what moves a terminal's cursor
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"

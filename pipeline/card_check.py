@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.bad_rows import Tally
 from pipeline.card import Card, Row, list_cards, load_card
@@ -52,7 +52,7 @@ def check_table(title: str, lines: Sequence[Line]) -> Table:
     """The lines as a person reads them."""
     table = Table("question", "answer", "", title=title, title_justify="left", box=None, pad_edge=False)
     for line in lines:
-        table.add_row(line.question, escape(line.answer), f"[{STYLE[line.verdict]}]{line.verdict}")
+        table.add_row(line.question, line.answer, Text(line.verdict, STYLE[line.verdict]))
     return table
 
 

@@ -1,6 +1,7 @@
 """The table of `make cards`: a line for each data card, then what is wrong or to be known."""
 
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.card import Card, list_cards, load_card
 from pipeline.errors import CardError, DataError
@@ -12,7 +13,7 @@ COLUMNS_SHOWN = ("name", "rows", "splits", "configs", "licence", "size", "source
 def cards_table() -> Table:
     """What `make cards` prints: a line per card, then the warnings and faults of all of them."""
     cards = [_summary(name) for name in list_cards()]
-    notes = "\n".join(f"[yellow]{card['note']}[/yellow]" for card in cards if card["note"])
+    notes = Text("\n".join(card["note"] for card in cards if card["note"]), "yellow")
     table = Table(box=None, pad_edge=False, caption=notes, caption_justify="left")
     for column in COLUMNS_SHOWN:
         wraps = column in ("splits", "configs", "source")

@@ -8,13 +8,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.plan import Line
 from pipeline.runner import Watch
 from pipeline.verify import Verified
 
 STYLE = {"done": "green", "resume": "yellow", "to do": "cyan", "stale": "red", "damaged": "red"}
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
+"""Prints text as it is: what is in square brackets may come from a config, a card or a model, and is no markup."""
 
 
 def show_plan(title: str, lines: list[Line], seconds: Mapping[str, float | None]) -> None:
@@ -31,7 +33,7 @@ def show_plan(title: str, lines: list[Line], seconds: Mapping[str, float | None]
         table.add_column("expected", justify="right", no_wrap=True)
     for line in lines:
         expected = [_minutes(seconds[line.stage]) if line.stage in seconds else ""] if known else []
-        table.add_row(line.stage, line.kind, f"[{STYLE[line.state]}]{_state(line)}", *expected)
+        table.add_row(line.stage, line.kind, Text(_state(line), STYLE[line.state]), *expected)
     console.print(table)
     if known:
         unknown = len(seconds) - len(known)
@@ -40,7 +42,7 @@ def show_plan(title: str, lines: list[Line], seconds: Mapping[str, float | None]
 
 def show_note(sentence: str) -> None:
     """Something to know before a run starts."""
-    console.print(f"note: {sentence}", style="yellow", markup=False)
+    console.print(f"note: {sentence}", style="yellow")
 
 
 def _minutes(seconds: float | None) -> str:
@@ -55,17 +57,17 @@ def _minutes(seconds: float | None) -> str:
 
 def show_done(manifest: Mapping[str, Any]) -> None:
     """One line for a finished stage: its seconds and its headline figures."""
-    console.print(
-        f"[green]{manifest['stage']} done[/] in {manifest['seconds']:.0f} s  {_headline(manifest['metrics'])}"
-    )
+    done = f" in {manifest['seconds']:.0f} s  {_headline(manifest['metrics'])}"
+    console.print(Text(f"{manifest['stage']} done", "green").append(done, ""))
 
 
 def show_verified(found: Verified) -> None:
     """One line for a stage whose files were compared with their checksums, and one for each damage."""
-    said = "[red]damaged" if found.damage else "[green]whole"
-    console.print(f"{found.stage:<24} {found.num_files:3} files  {found.num_bytes / 2**20:9.1f} MiB  {said}")
+    said = Text("damaged", "red") if found.damage else Text("whole", "green")
+    line = f"{found.stage:<24} {found.num_files:3} files  {found.num_bytes / 2**20:9.1f} MiB  "
+    console.print(Text(line).append_text(said))
     for sentence in found.damage:
-        console.print(f"  {sentence}", markup=False)
+        console.print(f"  {sentence}")
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
