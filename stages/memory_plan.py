@@ -1,0 +1,182 @@
+"""What a training pass over a frozen model with a LoRA adapter needs of a GPU's memory, and the fastest plan that fits.
+
+Reads a model's `config.json` as a mapping and a few numbers; imports no torch, loads nothing. Used before a run (the
+forecast) and in it (`stages/engines/layerwise.py`). How to use it:
+
+    shape = Shape.of(config)                              # a mapping with hidden_size, num_hidden_layers, …
+    setup = Setup(rank=32, quantized=True, optimizer_bytes=2)
+    resident_bytes(shape, setup)                          # weights, adapter, gradients, optimiser
+    plan = make_plan(shape, setup, allowed_bytes, longest=1042, batch_tokens=8336)
+    plan.peak_bytes, plan.fits                            # resident memory and the pass, both phases of it
+
+A plan says how many tokens ride in one pass, where the layers' inputs wait for the backward pass (`keep`: on the GPU
+or in pinned host memory), whether the attention's outputs wait with them, and how many tokens the wide parts of a
+layer (the gated MLP, the head's logits) take at once. Everything that a plan changes costs little speed; what costs
+most is given up last. The bytes are an estimate from the shapes, checked against one H100 in `docs/performance.md`.
+
+All sizes are bytes of torch's allocator: the CUDA context (`CONTEXT_BYTES`) comes on top.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+GIB = 2**30
+# What CUDA, its libraries and the kernels' code take of a card beside the allocator; about 0.5 GiB on an H100.
+CONTEXT_BYTES = GIB // 2
+# What the allocator cannot use because of the sizes of its blocks, as a share.
+FRAGMENTATION = 0.05
+
+HALF, SINGLE = 2, 4  # bytes of a bf16 and an fp32 number
+# bitsandbytes: 4 bits a weight, a scale of 8 bits for 64 of them, and a scale of the scales for 256 of those.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Beyond these the matrices are so large that more tokens at once are no faster.
+MAX_TOKENS = 16384
+TILES = (4096, 2048, 1024, 512, 256)
+HEAD_TILES = (512, 256, 128, 64)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder, from its configuration."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+    vocab: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Shape":
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        return cls(
+            hidden=hidden,
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or hidden // heads,
+            inner=config.get("intermediate_size") or 4 * hidden,
+            vocab=config["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings", False)),
+        )
+
+    @property
+    def queries(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def linear_weights(self) -> int:
+        """Of one layer."""
+        return self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.inner)
+
+    def adapter_weights(self, rank: int) -> int:
+        """Of a LoRA of this rank on every linear layer."""
+        ins_and_outs = 2 * (self.hidden + self.queries) + 2 * (self.hidden + self.keys) + 3 * (self.hidden + self.inner)
+        return self.layers * rank * ins_and_outs
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained, and how."""
+
+    rank: int
+    quantized: bool
+    optimizer_bytes: int
+    """A weight's two moments: 2 with an 8-bit optimiser, else 8."""
+    adapter_bytes: int = SINGLE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch goes through the model; see the module docstring."""
+
+    tokens: int
+    """Of one pass, at most; a single longer row goes alone."""
+    keep: Literal["gpu", "host"]
+    keeps_attention: bool
+    tile: int
+    """Tokens of the MLP at once."""
+    head_tile: int
+    """Tokens whose logits exist at once."""
+    peak_bytes: int = 0
+    fits: bool = True
+
+
+def resident_bytes(shape: Shape, setup: Setup) -> int:
+    """Weights, adapter, its gradient and the optimiser's moments."""
+    per_weight = NF4_BYTES if setup.quantized else HALF
+    embeddings = shape.vocab * shape.hidden * HALF * (1 if shape.tied else 2)
+    adapter = shape.adapter_weights(setup.rank) * (2 * setup.adapter_bytes + setup.optimizer_bytes)
+    return int(shape.layers * shape.linear_weights * per_weight + embeddings + adapter)
+
+
+def pass_bytes(shape: Shape, setup: Setup, plan: Plan) -> int:
+    """What forward and backward over `plan.tokens` tokens need at their peak."""
+    hidden, kept_width = shape.hidden, shape.hidden + (shape.queries if plan.keeps_attention else 0)
+    kept_layers = shape.layers if plan.keep == "gpu" else 3  # of the host's, one in use and one on its way each way
+    kept = plan.tokens * kept_width * HALF * kept_layers
+    # The residual stream and its gradient, the norm's output, queries, keys and values and theirs, in fp32 once.
+    attention = plan.tokens * (4 * hidden * HALF + 2 * (shape.queries + 2 * shape.keys) * HALF)
+    attention += plan.tokens * shape.queries * (SINGLE + 3 * HALF)
+    tile = min(plan.tile, plan.tokens)
+    mlp = tile * (6 * shape.inner + 3 * hidden) * HALF + plan.tokens * 4 * hidden * HALF
+    weights = 3 * hidden * shape.inner * HALF + hidden * shape.inner * HALF
+    inside = max(attention + 2 * hidden * (shape.queries + shape.keys) * HALF, mlp + weights)
+    head = min(plan.head_tile, plan.tokens) * shape.vocab * (2 * SINGLE + HALF) + 4 * plan.tokens * hidden * HALF
+    return int(kept + max(inside, head))
+
+
+def estimated(shape: Shape, setup: Setup, plan: Plan, allowed_bytes: int) -> Plan:
+    """The plan with its peak and whether that is allowed."""
+    peak = int((resident_bytes(shape, setup) + pass_bytes(shape, setup, plan)) * (1 + FRAGMENTATION))
+    return replace(plan, peak_bytes=peak, fits=peak <= allowed_bytes)
+
+
+def candidates(longest: int, batch_tokens: int) -> Iterator[Plan]:
+    """Plans from the fastest to the one that needs least."""
+    most = max(longest, min(batch_tokens, MAX_TOKENS))
+    yield Plan(most, "gpu", True, TILES[0], HEAD_TILES[0])
+    yield Plan(most, "gpu", False, TILES[0], HEAD_TILES[0])
+    tokens = most
+    while True:
+        for keeps_attention in (True, False):
+            for tile, head_tile in zip(TILES[:-1], HEAD_TILES, strict=True):
+                yield Plan(tokens, "host", keeps_attention, tile, head_tile)
+        if tokens <= longest:
+            break
+        tokens = max(longest, tokens // 2)
+    yield Plan(tokens, "host", False, TILES[-1], HEAD_TILES[-1])
+
+
+def make_plan(shape: Shape, setup: Setup, allowed_bytes: int, longest: int, batch_tokens: int) -> Plan:
+    """The fastest plan within `allowed_bytes`; where none fits, the one that needs least, with `fits` False.
+
+    `longest`: tokens of the longest row, prompt and response; `batch_tokens`: of all rows of a step.
+    """
+    for plan in candidates(longest, batch_tokens):
+        found = estimated(shape, setup, plan, allowed_bytes)
+        if found.fits:
+            return found
+    return found
+
+
+def lowered_plan(shape: Shape, setup: Setup, plan: Plan, longest: int) -> Plan | None:
+    """A plan that needs less, for when a step ran out of memory all the same; None = there is none."""
+    for smaller in candidates(longest, plan.tokens):
+        found = estimated(shape, setup, smaller, int(plan.peak_bytes * 0.85))
+        if found.fits:
+            return found
+    return None
+
+
+def host_bytes(shape: Shape, plan: Plan) -> int:
+    """Pinned host memory that a plan takes."""
+    width = shape.hidden + (shape.queries if plan.keeps_attention else 0)
+    return plan.tokens * width * HALF * shape.layers if plan.keep == "host" else 0
