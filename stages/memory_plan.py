@@ -117,7 +117,7 @@ def resident_bytes(shape: Shape, setup: Setup) -> int:
     return int(shape.layers * shape.linear_weights * per_weight + embeddings + adapter)
 
 
-def pass_bytes(shape: Shape, setup: Setup, plan: Plan) -> int:
+def pass_bytes(shape: Shape, plan: Plan) -> int:
     """What forward and backward over `plan.tokens` tokens need at their peak."""
     hidden, kept_width = shape.hidden, shape.hidden + (shape.queries if plan.keeps_attention else 0)
     kept_layers = shape.layers if plan.keep == "gpu" else 3  # of the host's, one in use and one on its way each way
@@ -133,9 +133,9 @@ def pass_bytes(shape: Shape, setup: Setup, plan: Plan) -> int:
     return int(kept + max(inside, head))
 
 
-def estimated(shape: Shape, setup: Setup, plan: Plan, allowed_bytes: int) -> Plan:
+def estimated(shape: Shape, plan: Plan, allowed_bytes: int, resident: int) -> Plan:
     """The plan with its peak and whether that is allowed."""
-    peak = int((resident_bytes(shape, setup) + pass_bytes(shape, setup, plan)) * (1 + FRAGMENTATION))
+    peak = resident + int(pass_bytes(shape, plan) * (1 + FRAGMENTATION))
     return replace(plan, peak_bytes=peak, fits=peak <= allowed_bytes)
 
 
@@ -155,25 +155,20 @@ def candidates(longest: int, batch_tokens: int) -> Iterator[Plan]:
     yield Plan(tokens, "host", False, TILES[-1], HEAD_TILES[-1])
 
 
-def make_plan(shape: Shape, setup: Setup, allowed_bytes: int, longest: int, batch_tokens: int) -> Plan:
+def make_plan(
+    shape: Shape, setup: Setup, allowed_bytes: int, longest: int, batch_tokens: int, resident: int | None = None
+) -> Plan:
     """The fastest plan within `allowed_bytes`; where none fits, the one that needs least, with `fits` False.
 
-    `longest`: tokens of the longest row, prompt and response; `batch_tokens`: of all rows of a step.
+    `longest`: tokens of the longest row, prompt and response; `batch_tokens`: of all rows of a step; `resident`: what
+    is there beside the pass, where that was measured.
     """
+    there = resident_bytes(shape, setup) if resident is None else resident
     for plan in candidates(longest, batch_tokens):
-        found = estimated(shape, setup, plan, allowed_bytes)
+        found = estimated(shape, plan, allowed_bytes, there)
         if found.fits:
             return found
     return found
-
-
-def lowered_plan(shape: Shape, setup: Setup, plan: Plan, longest: int) -> Plan | None:
-    """A plan that needs less, for when a step ran out of memory all the same; None = there is none."""
-    for smaller in candidates(longest, plan.tokens):
-        found = estimated(shape, setup, smaller, int(plan.peak_bytes * 0.85))
-        if found.fits:
-            return found
-    return None
 
 
 def host_bytes(shape: Shape, plan: Plan) -> int:
