@@ -1,15 +1,20 @@
 """The core computes what the model does, and its gradients, whatever the plan."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from pipeline.errors import ResourceError
+from stages.engines.core import Core
 from stages.engines.flat_rows import flat_completions, flat_demos
 from stages.engines.layerwise import can_go_layerwise, line_terms
 from stages.engines.models import attach_lora
 from stages.memory_plan import Plan
+from tests.test_token_budget import LOSSES, random_batch, trainer, whole_batch_gradients
+from tests.toy_model import tiny_llama
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -158,3 +163,32 @@ def test_models_that_compute_something_else_are_not_taken() -> None:
     model = adapted("qwen2")
     model.get_base_model().model.norm.weight.requires_grad_(True)
     assert not can_go_layerwise(model)
+
+
+@pytest.mark.parametrize("settings", LOSSES, ids=lambda s: " ".join(str(v) for v in s.values()))
+def test_grpo_on_the_core_has_the_gradient_of_trls_own_pass(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = attach_lora(tiny_llama(), 4, 8)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.05)
+    t = trainer(tmp_path, model, budget=40, **settings)
+    t.model.train()
+    for seed in range(2):
+        batch = random_batch(seed, offpolicy=seed == 0, beta=settings.get("beta", 0.0))
+        loss, expected = whole_batch_gradients(t, batch)
+        t.model.zero_grad()
+        t.core = Core(t.model, "adamw_torch")
+        total = t._accumulate(t.model, batch)
+        assert len(t._micro_batches(t.model, batch, t._contributing(batch))) > 1
+        assert total.item() == pytest.approx(loss, abs=1e-5)
+        assert_same(gradients(t.model), expected)
+        t.core = None
+
+
+def test_a_step_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:
+    core = Core(adapted("llama"), "adamw_torch")
+    notes = [core.lower() for _ in range(3)]
+    assert notes[-1] == "out of GPU memory: going on with 51% of it"
+    with pytest.raises(ResourceError, match="even for the smallest plan"):
+        for _ in range(9):
+            core.lower()

@@ -101,13 +101,16 @@ def flat_completions(
 
 
 def flat_demos(ids: Tensor, labels: Tensor, lengths: list[int]) -> FlatRows:
-    """The line of SFT's demos, padded on the right; predicts the tokens whose label is not -100."""
+    """The line of SFT's demos, padded on the right; predicts the tokens whose label is not -100.
+
+    A prediction's column is that of the token before, as in labels that are shifted by one.
+    """
     ids, labels = ids.cpu(), labels.cpu()
     line = _Line()
     for row, length in enumerate(lengths):
         piece = line.add(ids[row, :length])
         learned = (labels[row, 1:length] != -100).nonzero().squeeze(1)
-        line.predict(piece.start + learned, labels[row, 1 + learned], row, learned + 1)
+        line.predict(piece.start + learned, labels[row, 1 + learned], row, learned)
     return line.rows()
 
 

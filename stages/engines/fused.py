@@ -14,7 +14,7 @@ from torch import Tensor
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
+    return torch.compile(function)
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,7 +22,12 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def run(x: Tensor, *others: Any) -> Any:
-        return (_compiled(function) if x.is_cuda else function)(x, *others)
+        if not x.is_cuda:
+            return function(x, *others)
+        for tensor in (x, *others):  # tokens come in every number; without this each would be compiled for
+            if isinstance(tensor, Tensor) and len(tensor) == len(x):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return _compiled(function)(x, *others)
 
     return run
 
