@@ -108,7 +108,7 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
             yield {name: value[chosen, : micro.completion_width] for name, value in batch.items()}
 
     def _scorer(self, model: Any) -> Any:
-        """What TRL's loss calls for the log-probabilities of a micro-batch: the core where there is one, else the model."""
+        """What TRL's loss asks for log-probabilities: the core where there is one, else the model."""
         return self._score_line if self.core else model
 
     def _score_line(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor, **_: Any) -> FusedCausalLMOutput:
