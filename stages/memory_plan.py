@@ -147,8 +147,9 @@ def candidates(longest: int, batch_tokens: int) -> Iterator[Plan]:
     tokens = most
     while True:
         for keeps_attention in (True, False):
-            for tile, head_tile in zip(TILES[:-1], HEAD_TILES, strict=True):
-                yield Plan(tokens, "host", keeps_attention, tile, head_tile)
+            for tile in TILES[:-1]:
+                for head_tile in HEAD_TILES[:-1]:
+                    yield Plan(tokens, "host", keeps_attention, tile, head_tile)
         if tokens <= longest:
             break
         tokens = max(longest, tokens // 2)

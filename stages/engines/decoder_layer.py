@@ -60,9 +60,7 @@ class LayerPass:
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The layer's output, the attention's output (T, H, D) and its log-sums."""
-        inside = self._inside(hidden, self._qkv())
-        out, lse = attend(inside.q, inside.k, inside.v, self.line.pieces)
-        del inside
+        out, lse = self._attended(hidden)
         middle = self._o().forward(out.flatten(1)).add_(hidden)
         gate_up, down = self._gate_up(), self._down()
         for tile in self._tiles(middle):
@@ -72,19 +70,24 @@ class LayerPass:
 
     def backward(self, d_hidden: Tensor, hidden: Tensor, kept: tuple[Tensor, Tensor] | None) -> Tensor:
         """Gradient of the layer's input; `d_hidden` is overwritten. `kept`: the attention's output and log-sums."""
-        qkv, o = self._qkv(), self._o()
-        inside = self._inside(hidden, qkv)
-        out, lse = kept or attend(inside.q, inside.k, inside.v, self.line.pieces)
+        out, lse = kept or self._attended(hidden)
+        o = self._o()
         middle = o.forward(out.flatten(1)).add_(hidden)
         self._mlp_backward(d_hidden, middle)
         del middle
         d_out = o.backward(d_hidden, out.flatten(1)).reshape(out.shape)
         del o
+        qkv = self._qkv()
+        inside = self._inside(hidden, qkv)
         d_heads = self._attention_backward(d_out, out, lse, inside)
         del d_out, out, lse
         d_normed = qkv.backward(d_heads, inside.normed)
         norm = self.layer.input_layernorm
         return rms_norm_backward_add(d_normed, hidden, norm.weight, norm.variance_epsilon, d_hidden)
+
+    def _attended(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        inside = self._inside(hidden, self._qkv())
+        return attend(inside.q, inside.k, inside.v, self.line.pieces)
 
     def _mlp_backward(self, d_hidden: Tensor, middle: Tensor) -> None:
         """Turns the gradient of the layer's output into that of the MLP's input, in place."""

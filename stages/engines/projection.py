@@ -123,8 +123,9 @@ def _bias(layers: list[Any], dtype: torch.dtype) -> Tensor | None:
     bases = [_base(layer) for layer in layers]
     if all(base.bias is None for base in bases):
         return None
-    zeros = [torch.zeros(base.out_features, device=base.weight.device) for base in bases]
-    return torch.cat([(z if b.bias is None else b.bias.detach()).to(dtype) for b, z in zip(bases, zeros, strict=True)])
+    return torch.cat(
+        [base.weight.new_zeros(base.out_features) if base.bias is None else base.bias for base in bases]
+    ).to(dtype)
 
 
 def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
