@@ -149,7 +149,7 @@ class Meter:
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.rollouts: list[float] = []
-        self.peak = self.used = 0
+        self.peak = self.reserved = self.used = 0
         self._began = 0.0
 
     def begin(self) -> None:
@@ -163,7 +163,7 @@ class Meter:
     def end(self) -> None:
         self.steps.append(self._now() - self._began)
         if torch.cuda.is_available():
-            self.peak = torch.cuda.max_memory_allocated()
+            self.peak, self.reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
             free, total = self._card_info()
             self.used = max(self.used, total - free)
 
@@ -186,6 +186,7 @@ class Meter:
         return {
             "phase": "train",
             "peak_gib": round(self.peak / GIB, 3),
+            "reserved_gib": round(self.reserved / GIB, 3),
             "device_used_gib": round(self.used / GIB, 3),
             "train_s": round(train, 4),
             "step_s": round(step, 4),

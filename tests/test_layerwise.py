@@ -1,5 +1,6 @@
 """The core computes what the model does, and its gradients, whatever the plan."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from pipeline.errors import ResourceError
 from stages.engines.core import Core
+from stages.engines.decoder_layer import LayerPass, Line
 from stages.engines.flat_rows import flat_completions, flat_demos
 from stages.engines.layerwise import can_go_layerwise, line_terms
 from stages.engines.models import attach_lora
+from stages.engines.repeated import weights_of
 from stages.memory_plan import Plan
 from tests.test_token_budget import LOSSES, random_batch, trainer, whole_batch_gradients
 from tests.toy_model import tiny_llama
@@ -153,6 +156,18 @@ def test_an_adapter_on_some_layers_only_or_switched_off_is_respected() -> None:
         bare, _ = plain(model, rows, 1.0)
         assert torch.allclose(line_terms(model, line, PLANS["tiles"]).logps, bare[line.rows, line.columns], atol=1e-5)
         assert not torch.allclose(bare, logps, atol=1e-2)
+
+
+def test_a_copied_layer_with_the_weights_of_another_computes_what_that_one_does() -> None:
+    layers = adapted("qwen2").get_base_model().model.layers
+    copied, hidden = copy.deepcopy(layers[0]), torch.randn(9, 32)
+    angles = torch.rand(9, 8)
+    line = Line(flat_demos(torch.ones(1, 9).long(), torch.ones(1, 9).long(), [9]), angles.cos(), angles.sin(), 4)
+    with torch.no_grad():
+        expected = LayerPass(layers[1], line, torch.float32).forward(hidden)[0]
+        torch._foreach_copy_(weights_of(copied), weights_of(layers[1]))
+        assert torch.equal(LayerPass(copied, line, torch.float32).forward(hidden)[0], expected)
+        assert not torch.allclose(LayerPass(layers[0], line, torch.float32).forward(hidden)[0], expected, atol=1e-3)
 
 
 def test_models_that_compute_something_else_are_not_taken() -> None:
