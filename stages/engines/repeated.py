@@ -96,4 +96,4 @@ def _add_gradients(layer: Any, gradients: list[Tensor]) -> None:
     for weight in weights:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    torch._foreach_add_([weight.grad for weight in weights], gradients)
+    torch._foreach_add_([weight.grad for weight in weights if weight.grad is not None], gradients)
