@@ -10,6 +10,7 @@ until the GPU had done it. Where both are the same, Python is what is slow.
 
 import argparse
 import cProfile
+import gc
 import io
 import pstats
 import tempfile
@@ -86,6 +87,7 @@ class Steps(TrainerCallback):
             self.changes = {name: int(value) if value.isdigit() else value for name, value in pairs}
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+            say_residents()
         self.phases.is_on = kind == "timed"
         self.phases.sent.clear()
         self.phases.done.clear()
@@ -144,6 +146,19 @@ class Steps(TrainerCallback):
         text = io.StringIO()
         pstats.Stats(self.profiler, stream=text).sort_stats("tottime").print_stats(25)
         print(text.getvalue())
+
+
+def say_residents() -> None:
+    """What lies on the GPU between two steps."""
+    sizes: Counter[str] = Counter()
+    seen: set[int] = set()
+    for found in gc.get_objects():
+        if isinstance(found, torch.Tensor) and found.is_cuda and found.untyped_storage().data_ptr() not in seen:
+            seen.add(found.untyped_storage().data_ptr())
+            sizes[f"{str(found.dtype)[6:]} {type(found).__name__}"] += found.untyped_storage().nbytes()
+    there, known = torch.cuda.memory_allocated(), sum(sizes.values())
+    print(f"\n  between steps {there / GIB:.3f} GiB, in no tensor {(there - known) / GIB:.3f}", end="")
+    print("".join(f", {name} {size / GIB:.3f}" for name, size in sizes.most_common(10)))
 
 
 def main() -> None:

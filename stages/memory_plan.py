@@ -148,8 +148,8 @@ def candidates(longest: int, batch_tokens: int) -> Iterator[Plan]:
     yield Plan(most, "gpu", False, TILES[0], HEAD_TILES[0])
     tokens = most
     while True:
-        for keeps_attention in (True, False):
-            for tile in TILES[:-1]:
+        for tile in TILES[:-1]:
+            for keeps_attention in (True, False):
                 for head_tile in HEAD_TILES[:-1]:
                     yield Plan(tokens, "host", keeps_attention, tile, head_tile)
         if tokens <= longest:

@@ -19,14 +19,17 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """One kernel on CUDA, the function itself elsewhere."""
+    lengths: set[int] = set()
 
     @wraps(function)
     def run(x: Tensor, *others: Any) -> Any:
         if not x.is_cuda:
             return function(x, *others)
-        for tensor in (x, *others):  # tokens come in every number; without this each would be compiled for
-            if isinstance(tensor, Tensor) and len(tensor) == len(x):
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        if len(x) not in lengths:  # tokens come in every number; without this each would be compiled for
+            lengths.add(len(x))
+            for tensor in (x, *others):
+                if isinstance(tensor, Tensor) and len(tensor) == len(x):
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return _compiled(function)(x, *others)
 
     return run

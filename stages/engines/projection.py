@@ -1,14 +1,14 @@
 """Linear layers that read the same input, frozen, each with its LoRA: one matrix product for all of them.
 
-PEFT computes `x Wᵀ + s (x Aᵀ) Bᵀ` layer by layer: every term is a pass over memory as wide as the layer's output, and
-4-bit weights are unpacked for each micro-batch. Here the weights of the layers that share an input are unpacked once
-for a pass, side by side with `s B`, so that
+PEFT computes `x Wᵀ + s (x Aᵀ) Bᵀ` layer by layer and unpacks 4-bit weights for each micro-batch. Here the weights of the
+layers that share an input are unpacked once for a pass, one below the other, and the adapters' matrices side by side,
+so that few large products give the outputs of all, and few their gradients:
 
-    forward    [x, x Aᵀ] [W, s B]ᵀ      one product gives the outputs of all, with their adapters
-    backward   dy [W, s B]              gives dx and what A's gradient needs
+    forward    x Wᵀ + (x Aᵀ) (s B)ᵀ
+    backward   dy W + (dy s B) A,   (dy s B)ᵀ x for A,   dyᵀ (x Aᵀ) for B
 
-and only the adapter's small matrices get a gradient. Nothing is rounded that PEFT does not round: the weights stay
-apart from the adapter.
+Only the adapter's small matrices get a gradient. The weights stay apart from the adapter, so nothing is rounded that
+PEFT does not round.
 
 Shapes: T tokens, I inputs, O outputs of all layers together, R ranks of all adapters together.
 """
@@ -37,59 +37,56 @@ class Projection:
 
     def __init__(self, layers: list[Any], dtype: torch.dtype) -> None:
         adapters = [_adapter(layer) for layer in layers]
-        num_inputs, device = layers[0].in_features, next(layers[0].parameters()).device
-        num_ranks = sum(a.shape[0] for a, _, _ in adapters if a is not None)
+        num_inputs, device = layers[0].in_features, _base(layers[0]).weight.device
         num_outputs = sum(layer.out_features for layer in layers)
-        self.num_inputs = num_inputs
-        self.weight = torch.empty(num_outputs, num_inputs + num_ranks, dtype=dtype, device=device)
-        self.weight[:, num_inputs:] = 0
+        downs = [a.detach() for a, _, _ in adapters if a is not None]
+        self.down = torch.cat(downs).to(dtype) if downs else None
+        self.weight = torch.empty(num_outputs, num_inputs, dtype=dtype, device=device)
+        self.up = torch.zeros(num_outputs, len(self.down) if downs else 0, dtype=dtype, device=device)
         self.parts: list[_Part] = []
         row = column = 0
         for layer, (a, b, scaling) in zip(layers, adapters, strict=True):
             rank = 0 if a is None else a.shape[0]
             part = _Part(slice(row, row + layer.out_features), slice(column, column + rank), scaling, a, b)
-            self.weight[part.rows, :num_inputs] = unpacked(layer, dtype)
+            unpack(layer, self.weight[part.rows])
             if b is not None:
-                self.weight[part.rows, num_inputs + column : num_inputs + column + rank] = b.detach() * scaling
+                torch.mul(b.detach(), scaling, out=self.up[part.rows, part.columns])
             self.parts.append(part)
             row, column = row + layer.out_features, column + rank
-        downs = [a.detach().to(dtype) for a, _, _ in adapters if a is not None]
-        self.down = torch.cat(downs) if downs else None
         self.bias = _bias(layers, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, I) to (T, O)."""
-        if self.down is None:
-            return F.linear(x, self.weight, self.bias)
-        low = x @ self.down.T
-        if self.weight.shape[0] > self.num_inputs:  # wide: one more column of x is cheaper than a pass over the output
-            return F.linear(torch.cat([x, low], 1), self.weight, self.bias)
-        found = F.linear(x, self.weight[:, : self.num_inputs], self.bias)
-        return found.addmm_(low, self.weight[:, self.num_inputs :].T)
+        found = F.linear(x, self.weight, self.bias)
+        return found if self.down is None else found.addmm_(x @ self.down.T, self.up.T)
 
     def backward(self, dy: Tensor, x: Tensor) -> Tensor:
         """Gradient of `x`, (T, I); adds to the gradients of the adapters."""
-        found = dy @ self.weight
+        dx = dy @ self.weight
         if self.down is None:
-            return found
-        dx, d_low = found[:, : self.num_inputs], found[:, self.num_inputs :]
-        d_downs, low = d_low.T @ x, x @ self.down.T
+            return dx
+        d_low = dy @ self.up
+        d_downs, d_ups = d_low.T @ x, dy.T @ (x @ self.down.T)
         for part in self.parts:
             if part.a is not None and part.b is not None and part.a.requires_grad:
-                _add_gradient(part.a, d_downs[part.columns])
-                _add_gradient(part.b, (dy[:, part.rows].T @ low[:, part.columns]).mul_(part.scaling))
+                _add_gradient(part.a, d_downs[part.columns], 1.0)
+                _add_gradient(part.b, d_ups[part.rows, part.columns], part.scaling)
         return dx.addmm_(d_low, self.down)
 
 
-def unpacked(layer: Any, dtype: torch.dtype) -> Tensor:
+def unpack(layer: Any, into: Tensor) -> None:
     """The frozen weight of a layer, out of its 4 bits."""
     weight = _base(layer).weight
     state = getattr(weight, "quant_state", None)
     if state is None:
-        return weight.detach().to(dtype)
+        into.copy_(weight.detach())
+        return
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(weight.data, state).to(dtype)
+    if state.dtype == into.dtype:
+        dequantize_4bit(weight.data, state, out=into)
+    else:
+        into.copy_(dequantize_4bit(weight.data, state))
 
 
 def is_plain(layer: Any) -> bool:
@@ -128,10 +125,7 @@ def _bias(layers: list[Any], dtype: torch.dtype) -> Tensor | None:
     ).to(dtype)
 
 
-def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
+def _add_gradient(parameter: Tensor, gradient: Tensor, scale: float) -> None:
     if parameter.grad is None:
-        parameter.grad = gradient.to(parameter.dtype)
-        if parameter.grad.data_ptr() == gradient.data_ptr():  # a view would hold the whole of its tensor
-            parameter.grad = gradient.clone()
-    else:
-        parameter.grad.add_(gradient)
+        parameter.grad = torch.zeros_like(parameter)
+    parameter.grad.add_(gradient, alpha=scale)
