@@ -1,8 +1,8 @@
 """Linear layers that read the same input, frozen, each with its LoRA: one matrix product for all of them.
 
-PEFT computes `x Wᵀ + s (x Aᵀ) Bᵀ` layer by layer and unpacks 4-bit weights for each micro-batch. Here the weights of the
-layers that share an input are unpacked once for a pass, one below the other, and the adapters' matrices side by side,
-so that few large products give the outputs of all, and few their gradients:
+PEFT computes `x Wᵀ + s (x Aᵀ) Bᵀ` layer by layer and unpacks 4-bit weights for each micro-batch. Here the weights of
+the layers that share an input are unpacked once for a pass, one below the other, and the adapters' matrices side by
+side, so that few large products give the outputs of all, and few their gradients:
 
     forward    x Wᵀ + (x Aᵀ) (s B)ᵀ
     backward   dy W + (dy s B) A,   (dy s B)ᵀ x for A,   dyᵀ (x Aᵀ) for B

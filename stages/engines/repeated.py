@@ -49,7 +49,7 @@ class Repeated:
         self._gradients = [torch.empty_like(weight) for weight in trained]
         for weight, gradient in zip(trained, self._gradients, strict=True):
             weight.grad = gradient
-        pool, stream = _place()
+        pool, stream, _ = _place()
         graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
         # Not `torch.cuda.graph`, which gives all cached memory back first, pinned memory too.
@@ -65,9 +65,17 @@ class Repeated:
 
 
 @cache
-def _place() -> tuple[Any, Any]:
-    """Memory and stream of all recordings, so that each uses the memory of the one before."""
-    return torch.cuda.MemPool(), torch.cuda.Stream()
+def _place() -> tuple[Any, Any, Any]:
+    """Memory and stream of all recordings, so that each uses the memory of the one before.
+
+    An empty recording comes with them: pinned memory refuses a pool whose last recording is gone.
+    """
+    pool, stream, first = torch.cuda.MemPool(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        first.capture_begin(pool.id, capture_error_mode="thread_local")
+        torch.zeros(1, device="cuda")
+        first.capture_end()
+    return pool, stream, first
 
 
 def weights_of(layer: Any) -> list[Tensor]:
