@@ -19,11 +19,14 @@ All sizes are bytes of torch's allocator: the CUDA context (`CONTEXT_BYTES`) com
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, Literal
 
 GIB = 2**30
 # What CUDA, its libraries and the kernels' code take of a card beside the allocator; about 0.5 GiB on an H100.
 CONTEXT_BYTES = GIB // 2
+# cuBLAS keeps 32 MiB of the allocator's memory for each of its handles and streams, on an H100.
+WORKSPACE_BYTES = 2**27
 # What the allocator cannot use because of the sizes of its blocks, as a share.
 FRAGMENTATION = 0.05
 
@@ -32,8 +35,13 @@ HALF, SINGLE = 2, 4  # bytes of a bf16 and an fp32 number
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Beyond these the matrices are so large that more tokens at once are no faster.
 MAX_TOKENS = 16384
-TILES = (4096, 2048, 1024, 512, 256)
+MAX_TILE, MIN_TILE = 4096, 256
 HEAD_TILES = (512, 256, 128, 64)
+
+# A coarse model of time: Python sends a kernel in about 20 µs, and attention runs at about 300 TFLOP/s (H100).
+SECONDS_A_KERNEL, ATTENTION_FLOPS = 20e-6, 3e14
+# Kernels of a layer, and of each of its tiles and the head's, forward and backward.
+LAYER_KERNELS, TILE_KERNELS, HEAD_KERNELS = 100, 34, 10
 
 
 @dataclass(frozen=True)
@@ -112,27 +120,38 @@ class Plan:
 
 
 def resident_bytes(shape: Shape, setup: Setup) -> int:
-    """Weights, adapter, its gradient and the optimiser's moments."""
+    """Weights, adapter, its gradient, the optimiser's moments, and cuBLAS's own memory."""
     per_weight = NF4_BYTES if setup.quantized else HALF
     embeddings = shape.vocab * shape.hidden * HALF * (1 if shape.tied else 2)
     adapter = shape.adapter_weights(setup.rank) * (2 * setup.adapter_bytes + setup.optimizer_bytes)
-    return int(shape.layers * shape.linear_weights * per_weight + embeddings + adapter)
+    return int(shape.layers * shape.linear_weights * per_weight + embeddings + adapter) + WORKSPACE_BYTES
 
 
 def pass_bytes(shape: Shape, plan: Plan) -> int:
     """What forward and backward over `plan.tokens` tokens need at their peak."""
-    hidden, kept_width = shape.hidden, shape.hidden + (shape.queries if plan.keeps_attention else 0)
-    kept_layers = shape.layers if plan.keep == "gpu" else 3  # of the host's, one in use and one on its way each way
-    kept = plan.tokens * kept_width * HALF * kept_layers
-    # The residual stream and its gradient, the norm's output, queries, keys and values and theirs, in fp32 once.
-    attention = plan.tokens * (4 * hidden * HALF + 2 * (shape.queries + 2 * shape.keys) * HALF)
-    attention += plan.tokens * shape.queries * (SINGLE + 3 * HALF)
+    hidden, queries, keys = (plan.tokens * width * HALF for width in (shape.hidden, shape.queries, shape.keys))
+    kept_layers = shape.layers if plan.keep == "gpu" else 2  # of the host's, one in use and one on its way
+    kept = kept_layers * (hidden + (queries if plan.keeps_attention else 0))
+    out = 0 if plan.keeps_attention else queries
+    # The norm's output; queries, keys and values before and after rotation; the gradients of the output and of the
+    # queries, which the kernel adds up in fp32, and of keys and values, which it writes for every query head.
+    attention = hidden + out + 7 * queries + 5 * keys + (2 * queries if shape.heads != shape.kv_heads else 0)
+    attention += shape.hidden * (shape.queries + 2 * shape.keys) * HALF
     tile = min(plan.tile, plan.tokens)
-    mlp = tile * (6 * shape.inner + 3 * hidden) * HALF + plan.tokens * 4 * hidden * HALF
-    weights = 3 * hidden * shape.inner * HALF + hidden * shape.inner * HALF
-    inside = max(attention + 2 * hidden * (shape.queries + shape.keys) * HALF, mlp + weights)
-    head = min(plan.head_tile, plan.tokens) * shape.vocab * (2 * SINGLE + HALF) + 4 * plan.tokens * hidden * HALF
-    return int(kept + max(inside, head))
+    mlp = hidden + out + tile * (5 * shape.inner + 3 * shape.hidden) * HALF + 3 * shape.hidden * shape.inner * HALF
+    head = 2 * hidden + min(plan.head_tile, plan.tokens) * shape.vocab * (SINGLE + HALF)
+    return int(kept + hidden + max(attention, mlp, head))
+
+
+def seconds(shape: Shape, plan: Plan, longest: int, batch_tokens: int) -> float:
+    """What distinguishes plans in time: kernels, and attention that is computed again."""
+    passes, tiles = ceil(batch_tokens / plan.tokens), ceil(min(plan.tokens, batch_tokens) / plan.tile)
+    kernels = passes * shape.layers * (LAYER_KERNELS + tiles * TILE_KERNELS)
+    kernels += ceil(batch_tokens / plan.head_tile) * HEAD_KERNELS
+    if plan.keeps_attention:
+        return kernels * SECONDS_A_KERNEL
+    again = 2 * batch_tokens * longest * shape.queries / ATTENTION_FLOPS
+    return kernels * SECONDS_A_KERNEL + shape.layers * (again + passes * LAYER_KERNELS / 4 * SECONDS_A_KERNEL)
 
 
 def estimated(shape: Shape, plan: Plan, allowed_bytes: int, resident: int) -> Plan:
@@ -142,20 +161,27 @@ def estimated(shape: Shape, plan: Plan, allowed_bytes: int, resident: int) -> Pl
 
 
 def candidates(longest: int, batch_tokens: int) -> Iterator[Plan]:
-    """Plans from the fastest to the one that needs least."""
-    most = max(longest, min(batch_tokens, MAX_TOKENS))
-    yield Plan(most, "gpu", True, TILES[0], HEAD_TILES[0])
-    yield Plan(most, "gpu", False, TILES[0], HEAD_TILES[0])
-    tokens = most
+    """All plans; of two that take as long, the simpler comes first."""
+    tokens = max(longest, min(batch_tokens, MAX_TOKENS))
+    keeps: tuple[Literal["gpu", "host"], ...] = ("gpu", "host")
     while True:
-        for tile in TILES[:-1]:
-            for keeps_attention in (True, False):
-                for head_tile in HEAD_TILES[:-1]:
-                    yield Plan(tokens, "host", keeps_attention, tile, head_tile)
+        yield from (
+            Plan(tokens, keep, keeps_attention, tile, head_tile)
+            for keep in keeps
+            for keeps_attention in (True, False)
+            for tile in tiles_of(tokens)
+            for head_tile in HEAD_TILES
+        )
         if tokens <= longest:
-            break
+            return
         tokens = max(longest, tokens // 2)
-    yield Plan(tokens, "host", False, TILES[-1], HEAD_TILES[-1])
+
+
+def tiles_of(tokens: int) -> list[int]:
+    """Tiles of about the same size, in multiples of 64, from the largest that is any faster."""
+    fewest, most = ceil(tokens / MAX_TILE), max(1, tokens // MIN_TILE)
+    numbers = {fewest + round((most - fewest) * share) for share in (0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)}
+    return [ceil(tokens / number / 64) * 64 for number in sorted(numbers)]
 
 
 def make_plan(
@@ -167,11 +193,11 @@ def make_plan(
     is there beside the pass, where that was measured.
     """
     there = resident_bytes(shape, setup) if resident is None else resident
-    for plan in candidates(longest, batch_tokens):
-        found = estimated(shape, plan, allowed_bytes, there)
-        if found.fits:
-            return found
-    return found
+    found = [estimated(shape, plan, allowed_bytes, there) for plan in candidates(longest, batch_tokens)]
+    fitting = [plan for plan in found if plan.fits]
+    if not fitting:
+        return min(found, key=lambda plan: plan.peak_bytes)
+    return min(fitting, key=lambda plan: seconds(shape, plan, longest, batch_tokens))
 
 
 def host_bytes(shape: Shape, plan: Plan) -> int:
