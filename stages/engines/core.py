@@ -29,13 +29,35 @@ class Core:
         trained = [p for p in model.parameters() if p.requires_grad]
         rank = next(iter(model.peft_config.values())).r
         is_quantized = bool(getattr(model, "is_loaded_in_4bit", False))
-        for weight in trained:  # TRL rounds a quantised model's adapter to bf16, where small steps are lost
-            weight.data = weight.data.float()
         self.model, self.device = model, trained[0].device
+        self._gather(trained)
         self.shape = Shape.of(config.to_dict())
         self.setup = Setup(rank, is_quantized, 2 if "8bit" in optim else 8)
         self.memory_gb, self.share = memory_gb, 1.0
         self.plan = Plan(MAX_TOKENS, "gpu", True, MAX_TOKENS, MAX_TOKENS)
+
+    def _gather(self, trained: list[torch.nn.Parameter]) -> None:
+        """All weights in one, and all gradients, each a view: an optimiser has one weight and not some hundreds.
+
+        In fp32: TRL rounds a quantised model's adapter to bf16, where small steps are lost.
+        """
+        together = torch.nn.Parameter(torch.cat([weight.detach().float().flatten() for weight in trained]))
+        self.optimized = torch.nn.ParameterDict({"adapter": together})
+        self._gradient, sizes = torch.zeros_like(together), [weight.numel() for weight in trained]
+        self._trained: list[tuple[torch.nn.Parameter, Tensor]] = []
+        for weight, data, gradient in zip(
+            trained, together.detach().split(sizes), self._gradient.split(sizes), strict=True
+        ):
+            weight.data = data.view_as(weight)
+            self._trained.append((weight, gradient.view_as(weight)))
+
+    def begin(self) -> None:
+        """Before gradients are added: from zero, unless some are there already."""
+        if self._trained[0][0].grad is None:
+            self._gradient.zero_()
+            for weight, gradient in self._trained:
+                weight.grad = gradient
+            self.optimized["adapter"].grad = self._gradient
 
     def plan_step(self, longest: int, batch_tokens: int) -> Plan:
         """The plan for a step whose longest row and whose rows together have so many tokens."""
@@ -60,11 +82,8 @@ class Core:
 
     def average_gradients(self) -> None:
         """Over the processes of a run on several GPUs: the core adds gradients where DDP does not see it."""
-        for weight in self.model.parameters():
-            if weight.requires_grad:
-                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                torch.distributed.all_reduce(weight.grad, op=torch.distributed.ReduceOp.SUM)
-                weight.grad /= torch.distributed.get_world_size()
+        torch.distributed.all_reduce(self._gradient, op=torch.distributed.ReduceOp.SUM)
+        self._gradient /= torch.distributed.get_world_size()
 
     def _allowed(self) -> int:
         if self.memory_gb is not None:

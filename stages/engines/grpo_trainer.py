@@ -220,6 +220,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
 
     def _accumulate(self, model: Any, batch: Batch) -> torch.Tensor:
         """Adds up the gradient of the whole batch, micro-batch by micro-batch."""
+        if self.core:
+            self.core.begin()
         total = torch.zeros((), device=self.accelerator.device)
         self._metrics["train"].clear()
         means: dict[str, list[float]] = defaultdict(list)

@@ -72,6 +72,8 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
 
     def _accumulate(self, model: Any, batch: Batch, num_items_in_batch: Any) -> torch.Tensor:
         """TRL divides each micro-batch's loss by the tokens of the whole step, so the parts simply add up."""
+        if self.core:
+            self.core.begin()
         total = torch.zeros((), device=self.accelerator.device)
         for part in self._parts(model, batch):
             with self.compute_loss_context_manager():

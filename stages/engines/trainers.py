@@ -89,6 +89,10 @@ class PipelineTrainer:
             note = self.core.lower() if self.core else self._halve_budget(model)
             self.work.progress(self.state.global_step, self.args.max_steps, note)
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The core has all weights in one."""
+        return super().create_optimizer(self.core.optimized if self.core else model)  # type: ignore[misc]
+
     def _halve_budget(self, model: Any) -> str:
         self.token_budget = self.budget(model) // 2
         if self.token_budget < 32:
