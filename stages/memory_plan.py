@@ -35,8 +35,9 @@ HALF, SINGLE = 2, 4  # bytes of a bf16 and an fp32 number
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Beyond these the matrices are so large that more tokens at once are no faster.
 MAX_TOKENS = 16384
-MAX_TILE, MIN_TILE = 4096, 256
-HEAD_TILES = (512, 256, 128, 64)
+MIN_TILE = 256
+TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+HEAD_TILES = (1024, 512, 256, 128, 64)
 
 # A coarse model of time: Python sends a kernel in about 20 µs, and attention runs at about 300 TFLOP/s (H100).
 SECONDS_A_KERNEL, ATTENTION_FLOPS = 20e-6, 3e14
@@ -178,10 +179,8 @@ def candidates(longest: int, batch_tokens: int) -> Iterator[Plan]:
 
 
 def tiles_of(tokens: int) -> list[int]:
-    """Tiles of about the same size, in multiples of 64, from the largest that is any faster."""
-    fewest, most = ceil(tokens / MAX_TILE), max(1, tokens // MIN_TILE)
-    numbers = {fewest + round((most - fewest) * share) for share in (0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)}
-    return [ceil(tokens / number / 64) * 64 for number in sorted(numbers)]
+    """Tiles of about the same size, in multiples of 64, from all tokens to some hundreds."""
+    return [ceil(tokens / number / 64) * 64 for number in TILES if number <= max(1, tokens // MIN_TILE)]
 
 
 def make_plan(
