@@ -339,7 +339,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         if self.core:
             line = flat_completions(*prompts, *completions)
             terms = self.core.terms(line, self.temperature)
-            return *(scattered(found, line, completions[0]) for found in (terms.logps, terms.entropies)), None
+            logps, entropies = (scattered(found, line, completions[0]) for found in (terms.logps, terms.entropies))
+            return logps, entropies, None
         with self.accelerator.autocast():
             found = completion_logprobs(model, *prompts, *completions)
         return found.log_probs, found.entropy, None

@@ -42,7 +42,7 @@ class Projection:
         downs = [a.detach() for a, _, _ in adapters if a is not None]
         self.down = torch.cat(downs).to(dtype) if downs else None
         self.weight = torch.empty(num_outputs, num_inputs, dtype=dtype, device=device)
-        self.up = torch.zeros(num_outputs, len(self.down) if downs else 0, dtype=dtype, device=device)
+        self.up = torch.zeros(num_outputs, sum(map(len, downs)), dtype=dtype, device=device)
         self.parts: list[_Part] = []
         row = column = 0
         for layer, (a, b, scaling) in zip(layers, adapters, strict=True):

@@ -70,7 +70,8 @@ def _place() -> tuple[Any, Any, Any]:
 
     An empty recording comes with them: pinned memory refuses a pool whose last recording is gone.
     """
-    pool, stream, first = torch.cuda.MemPool(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    pool: Any = torch.cuda.MemPool()
+    stream, first = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
         first.capture_begin(pool.id, capture_error_mode="thread_local")
         torch.zeros(1, device="cuda")
