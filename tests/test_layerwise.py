@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.errors import ResourceError
@@ -198,6 +199,27 @@ def test_grpo_on_the_core_has_the_gradient_of_trls_own_pass(settings: dict[str, 
         assert total.item() == pytest.approx(loss, abs=1e-5)
         assert_same(gradients(t.model), expected)
         t.core = None
+
+
+def test_training_on_the_core_moves_the_adapter_as_training_without_it_does(tmp_path: Path) -> None:
+    """The optimiser sees one weight; clipping, saving and loading see each."""
+    adapters = {}
+    for uses_core in (False, True):
+        torch.manual_seed(0)
+        t = trainer(tmp_path, attach_lora(tiny_llama(), 4, 8), learning_rate=0.01, weight_decay=0.1)
+        t.model.train()
+        t.core = Core(t.model, "adamw_torch") if uses_core else None
+        optimizer = t.create_optimizer()
+        for seed in range(3):
+            t._accumulate(t.model, random_batch(seed, offpolicy=False))
+            torch.nn.utils.clip_grad_norm_(t.model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+            t.model.zero_grad()
+        assert len(optimizer.param_groups[0]["params"]) == (1 if uses_core else 28)
+        t.model.save_pretrained(tmp_path / str(uses_core))
+        adapters[uses_core] = load_file(tmp_path / str(uses_core) / "adapter_model.safetensors")
+    assert_same(adapters[True], adapters[False])
 
 
 def test_a_step_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:
