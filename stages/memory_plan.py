@@ -114,8 +114,6 @@ class Plan:
     """Tokens of the MLP at once."""
     head_tile: int
     """Tokens whose logits exist at once."""
-    graphs: bool = False
-    """Layers after the first are played from a CUDA graph."""
     peak_bytes: int = 0
     fits: bool = True
 

@@ -1,6 +1,5 @@
 """The core computes what the model does, and its gradients, whatever the plan."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.training_args import OptimizerNames
 
 from pipeline.errors import ResourceError
 from stages.engines.core import Core
-from stages.engines.decoder_layer import LayerPass, Line
 from stages.engines.flat_rows import flat_completions, flat_demos
 from stages.engines.layerwise import can_go_layerwise, line_terms
 from stages.engines.models import attach_lora
-from stages.engines.repeated import weights_of
 from stages.memory_plan import Plan
 from tests.test_token_budget import LOSSES, random_batch, trainer, whole_batch_gradients
 from tests.toy_model import tiny_llama
@@ -159,18 +157,6 @@ def test_an_adapter_on_some_layers_only_or_switched_off_is_respected() -> None:
         assert not torch.allclose(bare, logps, atol=1e-2)
 
 
-def test_a_copied_layer_with_the_weights_of_another_computes_what_that_one_does() -> None:
-    layers = adapted("qwen2").get_base_model().model.layers
-    copied, hidden = copy.deepcopy(layers[0]), torch.randn(9, 32)
-    angles = torch.rand(9, 8)
-    line = Line(flat_demos(torch.ones(1, 9).long(), torch.ones(1, 9).long(), [9]), angles.cos(), angles.sin(), 4)
-    with torch.no_grad():
-        expected = LayerPass(layers[1], line, torch.float32).forward(hidden)[0]
-        torch._foreach_copy_(weights_of(copied), weights_of(layers[1]))
-        assert torch.equal(LayerPass(copied, line, torch.float32).forward(hidden)[0], expected)
-        assert not torch.allclose(LayerPass(layers[0], line, torch.float32).forward(hidden)[0], expected, atol=1e-3)
-
-
 def test_models_that_compute_something_else_are_not_taken() -> None:
     assert not can_go_layerwise(FAMILIES["llama"]())  # no adapter: all weights have gradients
     assert not can_go_layerwise(adapted("llama", dropout=0.1))
@@ -223,7 +209,8 @@ def test_training_on_the_core_moves_the_adapter_as_training_without_it_does(tmp_
 
 
 def test_a_step_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:
-    core = Core(adapted("llama"), "adamw_torch")
+    core = Core(adapted("llama"), OptimizerNames.ADAMW_8BIT)
+    assert core.setup.optimizer_bytes == 2
     notes = [core.lower() for _ in range(3)]
     assert notes[-1] == "out of GPU memory: going on with 51% of it"
     with pytest.raises(ResourceError, match="even for the smallest plan"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.training_args import OptimizerNames
 
 from pipeline.errors import ResourceError
 from stages.engines.flat_rows import FlatRows
@@ -32,7 +33,7 @@ class Core:
         self.model, self.device = model, trained[0].device
         self._gather(trained)
         self.shape = Shape.of(config.to_dict())
-        self.setup = Setup(rank, is_quantized, 2 if "8bit" in optim else 8)
+        self.setup = Setup(rank, is_quantized, 2 if "8bit" in OptimizerNames(optim).value else 8)
         self.memory_gb, self.share = memory_gb, 1.0
         self.plan = Plan(MAX_TOKENS, "gpu", True, MAX_TOKENS, MAX_TOKENS)
 

@@ -100,7 +100,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self.late, self.hacking = late, hacking
         self.dynamic_sampling, self.lengthening = dynamic_sampling, lengthening
         self.token_budget = token_budget
-        self.core = core_of(self.model, self.accelerator.device, str(args.optim), memory_gb)
+        self.core = core_of(self.model, self.accelerator.device, args.optim, memory_gb)
         # Recomputed layers cannot write to a cache, and DDP counts on one forward pass for each backward.
         alone = self.accelerator.num_processes == 1 and not args.gradient_checkpointing
         self._shares_prompts = alone and can_share_prompts(self.model)

@@ -9,7 +9,6 @@ the plan (`stages/memory_plan.py`). Same gradients as the plain computation: `te
 To autograd all of it is one function of the adapter, so TRL's losses stand on top as they are.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,6 @@ from stages.engines.fused import rms_norm, rms_norm_backward
 from stages.engines.kept import Kept
 from stages.engines.logprob_head import head_terms
 from stages.engines.projection import is_plain
-from stages.engines.repeated import Repeated, Tensors
 from stages.memory_plan import Plan
 
 FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -102,14 +100,12 @@ class _Pass:
         hidden = decoder.embed_tokens(self.pieces.ids.to(self.device)).to(self.dtype)
         cos, sin = decoder.rotary_emb(hidden, self.pieces.positions.to(self.device)[None])
         self.line = Line(self.pieces, cos[0], sin[0], self.plan.tile)
-        run = self._repeated(self._forward_layer)
         for layer in decoder.layers:
-            following, out, lse = run(layer, hidden)
+            following, out, lse = LayerPass(layer, self.line, self.dtype).forward(hidden)
             if needs_gradient:
                 self.kept.put(*((hidden, out, lse) if self.plan.keeps_attention else (hidden,)))
             hidden = following
             del following, out, lse
-        del run
         self.read = hidden[self.reads]
         del hidden
         norm = decoder.norm
@@ -130,16 +126,7 @@ class _Pass:
         d_hidden = torch.zeros(len(self.pieces.ids), d_read.shape[1], dtype=self.dtype, device=self.device)
         d_hidden.index_add_(0, self.reads, d_read)
         del d_read, self.read
-        run = self._repeated(self._backward_layer, is_backward=True)
         for layer in reversed(decoder.layers):
-            (d_hidden,) = run(layer, d_hidden, *self.kept.take())
-
-    def _forward_layer(self, layer: Any, hidden: Tensor) -> Tensors:
-        return LayerPass(layer, self.line, self.dtype).forward(hidden)
-
-    def _backward_layer(self, layer: Any, d_hidden: Tensor, hidden: Tensor, *attention: Tensor) -> Tensors:
-        kept = (attention[0], attention[1]) if attention else None
-        return (LayerPass(layer, self.line, self.dtype).backward(d_hidden, hidden, kept),)
-
-    def _repeated(self, run: Callable[..., Tensors], is_backward: bool = False) -> Callable[..., Tensors]:
-        return Repeated(run, is_backward) if self.plan.graphs and self.device.type == "cuda" else run
+            hidden, *attention = self.kept.take()
+            kept = (attention[0], attention[1]) if attention else None
+            d_hidden = LayerPass(layer, self.line, self.dtype).backward(d_hidden, hidden, kept)

@@ -56,7 +56,7 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
     ) -> None:
         super().__init__(**options)
         self.token_budget = token_budget
-        self.core = core_of(self.model, self.accelerator.device, str(self.args.optim), memory_gb)
+        self.core = core_of(self.model, self.accelerator.device, self.args.optim, memory_gb)
         self.packs = packing and not self.core and keeps_demos_apart(self.model)
         self.evaluation = evaluation
         self._step_began = time.perf_counter()
