@@ -3,7 +3,7 @@
 #   SCALE=mini|smollm2-135m|…   how big        RUN=name       the run's folder in runs/
 #   ARGS="seed=7 grpo.max_steps=20"  settings  REBUILD=stage  make this stage and what rests on it again
 #   ENGINE=prefect|plain        with or without Prefect        RECIPE=r1-zero  for plan, stage and show
-#   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1  for torture
+#   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1 JOBS=2 MINUTES=60  for torture
 #   NAME=card CONFIG=… FILE=…   for card and card-check
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -20,6 +20,8 @@ FROM ?=
 UNTIL ?=
 KILLS ?= 200
 SEED ?= 1
+JOBS ?= 1
+MINUTES ?= inf
 
 RECIPES := $(notdir $(basename $(wildcard configs/recipes/*.yaml)))
 CHOICE = --scale $(SCALE) $(if $(RUN),--run $(RUN)) $(if $(ARGS),--args $(ARGS))
@@ -109,8 +111,8 @@ golden: setup  ## write the resolved configurations in tests/golden again
 test: setup  ## the tests (under ten minutes on two cores)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
-torture: setup  ## kill a small r1-full KILLS times (SEED) and compare every artifact with an unkilled run
-	@R1_RUNS=$(or $(R1_RUNS),runs/.torture) OMP_NUM_THREADS=1 $(PY) -m tests.torture --kills $(KILLS) --seed $(SEED)
+torture: setup  ## kill small r1-fulls KILLS times (SEED), JOBS at once, and compare every artifact with an unkilled run
+	@R1_RUNS=$(or $(R1_RUNS),runs/.torture) OMP_NUM_THREADS=1 $(PY) -m tests.torture --kills $(KILLS) --seed $(SEED) --jobs $(JOBS) --minutes $(MINUTES)
 
 check: setup  ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests import torture
 from tests.torture import Campaign, different, run, table
 
 
@@ -35,7 +37,7 @@ def remade(folder: Path, **files: str) -> None:
 
     record = read_manifest(folder)
     for name, text in files.items():
-        (folder / name.replace("_", ".")).write_text(text)
+        (folder / name.replace("_json", ".json").replace("_txt", ".txt")).write_text(text)
     seal(folder, record)
 
 
@@ -52,3 +54,45 @@ def test_what_a_clock_says_is_no_difference_and_anything_else_in_a_curve_is(twin
     assert different(*twins) == []
     remade(twins[1], metrics_jsonl=json.dumps(row | {"loss": 0.25}))
     assert different(*twins) == ["data/metrics.jsonl"]
+
+
+def test_an_adapter_may_name_another_place_but_not_another_model(twins):
+    for name, (place, model) in {"twin": ("a", "r1_zero"), "same": ("b", "r1_zero"), "other": ("b", "base")}.items():
+        folder = twins[0].parents[1] / place / name
+        shutil.copytree(twins[0], folder / "data")
+        (folder / "data/adapter").mkdir()
+        settings = json.dumps({"base_model_name_or_path": f"{folder.parent}/torture/{model}/model"})
+        remade(folder / "data", **{"adapter/adapter_config_json": settings})
+    runs = twins[0].parents[1]
+    assert different(runs / "a/twin/data", runs / "b/same/data") == []
+    assert different(runs / "a/twin/data", runs / "b/other/data") == ["data/adapter/adapter_config.json"]
+
+
+def test_every_stage_gets_its_share_of_the_kills(tmp_path, monkeypatch):
+    """Also with fewer kills a job than stages, and where a stage is too fast to be hit."""
+    stages = ["one", "two", "three", "four"]
+    monkeypatch.setenv("R1_RUNS", str(tmp_path))
+    monkeypatch.setattr(torture, "stages_of", lambda campaign: stages)
+    monkeypatch.setattr(torture, "different", lambda *folders: [])
+
+    def attempt(campaign, place, until, more=None, after_s=None, victim="all"):
+        if more is None or (until == "two" and place.name.endswith("job-1")):
+            return (place / torture.RUN / until).mkdir(parents=True, exist_ok=True)
+        return more["R1_KILL_AT"].partition("/")[2] if more else f"random, {victim}"
+
+    monkeypatch.setattr(torture, "attempt", attempt)
+    campaign = Campaign(wanted=60, seed=1, until="four", jobs=10)
+    assert run(campaign, tmp_path / "torture.json")
+    counts = Counter(kill.stage for kill in campaign.kills)
+    assert len(campaign.kills) == 60 and campaign.walks >= 10
+    assert set(counts) == set(stages) and max(counts.values()) < 22
+    ways = Counter((kill.stage, kill.how.startswith("random")) for kill in campaign.kills)
+    assert min(ways.values()) >= 4 and len(ways) == 8
+
+
+def test_after_the_given_minutes_there_are_no_more_kills(tmp_path, monkeypatch):
+    monkeypatch.setenv("R1_RUNS", str(tmp_path))
+    monkeypatch.setattr(torture, "stages_of", lambda campaign: [])
+    campaign = Campaign(wanted=60, seed=1, until="four", jobs=2)
+    assert run(campaign, tmp_path / "torture.json", minutes=0)
+    assert campaign.kills == []
