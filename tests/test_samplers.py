@@ -71,6 +71,14 @@ def test_recorded_steps_sample_what_the_growing_cache_does(monkeypatch: pytest.M
     assert [c.token_ids for group in recorded for c in group] == [c.token_ids for group in growing for c in group]
 
 
+@pytest.mark.gpu
+def test_a_model_of_full_precision_samples_under_autocast_on_cuda() -> None:
+    sampler = TransformersSampler(tiny_llama(seed=3).cuda(), byte_tokenizer())
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = sampler.generate(PROMPTS, 2, Sampling(max_new_tokens=40, seed=1))
+    assert [len(group) for group in found] == [2] * len(PROMPTS)
+
+
 def test_rows_finish_at_different_times_and_each_is_cut_at_its_own_end(sampler: TransformersSampler) -> None:
     rows = [c for group in sampler.generate(PROMPTS, 16, Sampling(max_new_tokens=40, seed=1)) for c in group]
     assert len({len(c.token_ids) for c in rows}) > 5

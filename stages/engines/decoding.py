@@ -46,8 +46,11 @@ class Decoder(Protocol):
 
 
 def decoder_for(model: Any, pad_token_id: int) -> Decoder:
-    """Recorded steps on CUDA, where the model has plain attention in every layer; else the growing cache."""
-    if model.device.type == "cuda" and can_share_prompts(model):
+    """Recorded steps on CUDA, where the model has plain attention in every layer; else the growing cache.
+
+    Autocast is not recorded: it keeps what it has cast until its block ends, and a graph would read it after that.
+    """
+    if model.device.type == "cuda" and can_share_prompts(model) and not torch.is_autocast_enabled("cuda"):
         return RecordedSteps(model, pad_token_id)
     return GrowingCache(model, pad_token_id)
 
