@@ -84,13 +84,18 @@ def made(asked: argparse.Namespace, runs: Path) -> dict[str, dict[str, Any]]:
         jobs = []
         for stage in asked.stages:
             attempt(asked, runs, stage, "undisturbed-1")  # later stages rest on it
-            step_seconds = curve(runs / "undisturbed-1" / stage, "step_seconds")
+            step_seconds = curve(folder_of(runs, stage, "undisturbed-1"), "step_seconds")
             kills[stage] = []
             jobs.append(pool.submit(killed, asked, runs, stage, step_seconds, kills[stage]))
             jobs += [pool.submit(attempt, asked, runs, stage, name) for name in names(asked)[1:]]
         for job in jobs:
             job.result()
     return {stage: compared(asked, runs, stage) | {"kills": kills[stage]} for stage in asked.stages}
+
+
+def folder_of(runs: Path, stage: str, name: str) -> Path:
+    """Where a finished stage of the run called `name` lies; every stage has runs of its own, so they can go together."""
+    return runs / f"{stage}-{name}" / stage
 
 
 def names(asked: argparse.Namespace) -> list[str]:
@@ -120,7 +125,7 @@ def attempt(
     victim: str = "",
 ) -> dict[str, Any] | None:
     """Starts the run; kills `victim` so many seconds after that step. Says what was hit, None if it came to its end."""
-    partial = partial_folder(runs / run, stage)
+    partial = partial_folder(folder_of(runs, stage, run).parent, stage)
     began, hit = time.time(), {}
     with tempfile.TemporaryFile("w+") as output:
         settings = {**os.environ, "R1_RUNS": str(runs)}
@@ -143,9 +148,9 @@ def attempt(
 def command(asked: argparse.Namespace, stage: str, run: str) -> list[str]:
     """What a user would type to make this stage alone; the stages before it are those of the first undisturbed run."""
     earlier = asked.stages[: asked.stages.index(stage)]
-    words = [*asked.args, *(f"stages.{name}=run:undisturbed-1/{name}" for name in earlier)]
+    words = [*asked.args, *(f"stages.{name}=run:{name}-undisturbed-1/{name}" for name in earlier)]
     words += ["seed=12345"] if run == "another-seed" else []
-    where = ["--scale", asked.scale, "--run", run, "--engine", "plain", "--from", stage, "--until", stage]
+    where = ["--scale", asked.scale, "--run", f"{stage}-{run}", "--engine", "plain", "--from", stage, "--until", stage]
     return [sys.executable, "-m", "pipeline", "run", asked.recipe, *where, "--args", *words]
 
 
@@ -160,7 +165,7 @@ def step_since(began: float, partial: Path) -> int:
 def compared(asked: argparse.Namespace, runs: Path, stage: str) -> dict[str, Any]:
     """Distances and curves of one stage's runs."""
     calm, *others = names(asked)[:-1], "killed", "another-seed"
-    folders = {name: runs / name / stage for name in [*calm, *others]}
+    folders = {name: folder_of(runs, stage, name) for name in [*calm, *others]}
     manifest = read_json(folders[calm[0]] / "manifest.json")
     measures = [name for name in CURVES if curve(folders[calm[0]], name)] + ["adapter"]
     distances = {}

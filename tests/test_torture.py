@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.gpu_kills import compared, distance
+from benchmarks.gpu_kills import compared, distance, folder_of
 from tests import torture
 from tests.torture import Campaign, different, run, table
 
@@ -129,9 +129,9 @@ def test_the_distance_of_two_runs_is_a_share_of_their_size_and_a_seam_is_infinit
 def test_a_killed_run_may_be_as_far_as_undisturbed_ones_are_and_on_a_cpu_not_at_all(tmp_path, gpu, noise, tolerance):
     asked = Namespace(undisturbed=2)
     for name, loss in {"undisturbed-1": 1.0, "undisturbed-2": 1 + noise, "killed": 1.0, "another-seed": 2.0}.items():
-        a_run(tmp_path / name / "stage", [loss], [loss])
+        a_run(folder_of(tmp_path, "stage", name), [loss], [loss])
     manifest = {"git": {}, "packages": {}, "hardware": {"gpu": gpu}}
-    (tmp_path / "undisturbed-1/stage/manifest.json").write_text(json.dumps(manifest))
+    (folder_of(tmp_path, "stage", "undisturbed-1") / "manifest.json").write_text(json.dumps(manifest))
     found = compared(asked, tmp_path, "stage")["distances"]
     assert found["loss"] == pytest.approx(
         {"undisturbed": noise, "killed": noise / (1 + noise), "another-seed": 1.0, "tolerance": tolerance}
