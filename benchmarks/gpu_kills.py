@@ -94,7 +94,7 @@ def made(asked: argparse.Namespace, runs: Path) -> dict[str, dict[str, Any]]:
 
 
 def folder_of(runs: Path, stage: str, name: str) -> Path:
-    """Where a finished stage of the run called `name` lies; every stage has runs of its own, so they can go together."""
+    """Where a finished stage of the run called `name` lies; every stage has runs of its own, to go side by side."""
     return runs / f"{stage}-{name}" / stage
 
 

@@ -55,7 +55,7 @@ def test_a_pickle_in_a_checkpoint_is_not_run_even_when_its_checksums_fit(
     assert checkpoint and (checkpoint / name).is_file()
     torch.save({"state": Planted(tmp_path / "planted")}, checkpoint / name)
     seal(checkpoint)
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         train(toy(max_steps=3, save_steps=1), base, work)
     assert not (tmp_path / "planted").exists()
 
@@ -66,7 +66,7 @@ def test_code_beside_a_model_is_not_run(model_type: str, load: Any, base: Path, 
     folder = shutil.copytree(base, tmp_path / "model")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'planted')!r}, 'w')\n")
     for file, classes in {
-        "config.json": {name: "evil.X" for name in ("AutoConfig", "AutoModelForCausalLM")},
+        "config.json": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "evil.X"),
         "tokenizer_config.json": {"AutoTokenizer": ["evil.X", "evil.X"]},
     }.items():
         settings = json.loads((folder / file).read_text()) | {"auto_map": classes}
