@@ -1,12 +1,17 @@
-"""The short form of `make torture`, and the proof that it would notice a difference."""
+"""The short form of `make torture`, and the proof that it and `benchmarks.gpu_kills` would notice a difference."""
 
 import json
+import math
 import shutil
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from benchmarks.gpu_kills import compared, distance, folder_of
 from tests import torture
 from tests.torture import Campaign, different, run, table
 
@@ -96,3 +101,39 @@ def test_after_the_given_minutes_there_are_no_more_kills(tmp_path, monkeypatch):
     campaign = Campaign(wanted=60, seed=1, until="four", jobs=2)
     assert run(campaign, tmp_path / "torture.json", minutes=0)
     assert campaign.kills == []
+
+
+def a_run(folder: Path, losses: list[float], adapter: list[float]) -> Path:
+    """What `benchmarks.gpu_kills` reads of a trained stage."""
+    (folder / "adapter").mkdir(parents=True)
+    rows = [json.dumps({"step": step + 1, "loss": loss}) for step, loss in enumerate(losses)]
+    (folder / "metrics.jsonl").write_text("\n".join(rows))
+    weights = {"layer.lora_A.weight": torch.rand(3), "layer.lora_B.weight": torch.tensor(adapter)}
+    save_file(weights, folder / "adapter/adapter_model.safetensors")
+    return folder
+
+
+def test_the_distance_of_two_runs_is_a_share_of_their_size_and_a_seam_is_infinitely_far(tmp_path):
+    one = a_run(tmp_path / "one", [1.0, 2.0, 3.0], [3.0, 4.0])
+    two = a_run(tmp_path / "two", [1.0, 2.0, 3.6], [3.0, 4.5])
+    seam = a_run(tmp_path / "seam", [1.0, 2.0, 2.0, 3.0], [3.0, 4.0])
+    assert [distance(one, one, what) for what in ("loss", "adapter")] == [0, 0]
+    assert distance(one, two, "loss") == pytest.approx(0.1)
+    assert distance(one, two, "adapter") == pytest.approx(0.1)
+    assert distance(one, seam, "loss") == math.inf
+
+
+@pytest.mark.parametrize(
+    "gpu, noise, tolerance", [(None, 0.0, 0.0), ("H100", 0.0, 0.01), ("H100", 0.2, 0.3)], ids=["cpu", "still", "noisy"]
+)
+def test_a_killed_run_may_be_as_far_as_undisturbed_ones_are_and_on_a_cpu_not_at_all(tmp_path, gpu, noise, tolerance):
+    asked = Namespace(undisturbed=2)
+    for name, loss in {"undisturbed-1": 1.0, "undisturbed-2": 1 + noise, "killed": 1.0, "another-seed": 2.0}.items():
+        a_run(folder_of(tmp_path, "stage", name), [loss], [loss])
+    manifest = {"git": {}, "packages": {}, "hardware": {"gpu": gpu}}
+    (folder_of(tmp_path, "stage", "undisturbed-1") / "manifest.json").write_text(json.dumps(manifest))
+    found = compared(asked, tmp_path, "stage")["distances"]
+    assert found["loss"] == pytest.approx(
+        {"undisturbed": noise, "killed": noise / (1 + noise), "another-seed": 1.0, "tolerance": tolerance}
+    )
+    assert found.keys() == {"loss", "adapter"}

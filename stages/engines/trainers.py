@@ -45,6 +45,8 @@ OURS = (
     *("warmup_steps", "bf16", "fp16", "use_cpu", "model_init_kwargs"),
     # A resume would not be the uninterrupted run.
     *("save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "load_best_model_at_end"),
+    # Code that comes with a model is never run, and nothing is sent away.
+    *("trust_remote_code", "push_to_hub", "hub_token", "log_completions_hub_repo"),
 )
 
 _CUDA_OPTIMISERS = ("8bit", "4bit", "paged", "ademamix")
