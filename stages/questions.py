@@ -4,8 +4,9 @@ Reads a row with a prompt; gives the name of the first rule that it fails (`Ques
 
 Source: OpenThoughts v1 (open_thoughts/): no mathematics with figures, several parts or a proof; no code with links or
 images, of fewer than 200 characters, or without tests. How we differ: it looks for words anywhere, so "the image of the
-point" and "two-digit figure" go too; here a question must point at a picture, or hold one. Rows of other domains pass.
-A proof that a source marks as one is left out by its card already.
+point" and "two-digit figure" go too; here a question must point at a picture, or hold one, and each of two parts must ask
+something: conditions (i) and (ii) are no questions. Rows of other domains pass. A proof that a source marks as one is
+left out by its card already.
 """
 
 import re
@@ -20,15 +21,19 @@ _FIGURE = re.compile(
     rf"\[asy\]|\\includegraphics|\\begin\{{(?:tikzpicture|asy)\}}|!\[[^\]]*\]\(|<img\b"
     rf"|\b(?:in|see|from|on|by|of)\s+the\s+(?:\w+\s+){{0,3}}?{_PICTURE}\b(?!\s+of\b)"
     rf"|\b{_PICTURE}\s+(?:\w+\s+)?(?:below|above|at\s+(?:the\s+)?(?:right|left)|shows?\b|on\s+the\s+(?:right|left))"
-    r"|\bas\s+(?:shown|pictured|illustrated|drawn)\b|\b(?:shown|pictured)\s+(?:below|above|here)\b",
+    rf"|\bsee\s+{_PICTURE}\b|\bas\s+(?:shown|pictured|illustrated|drawn)\b|\b(?:shown|pictured)\s+(?:below|above|here)\b",
     re.IGNORECASE,
 )
-_PARTS = re.compile(
-    r"(?:^|[\s.:;?])\(?(?:a\)\s.{1,2000}?[\s.:;?]\(?b|i\)\s.{1,2000}?[\s.:;?]\(?ii)\)\s"
-    r"|\b[Pp]art\s+(?:\(?a\)?|1|I)\b.{1,2000}?\b[Pp]art\s+(?:\(?b\)?|2|II)\b",
-    re.DOTALL,
+_ASKS = (
+    r"\s+(?:(?:\w+\s+){0,2}?(?:find|determine|compute|calculate|evaluate|prove|show|what|how|which|solve|give|state)"
+    r"|is|are|does|do|can)\b"
 )
-_PROOF = re.compile(r"\b(?:prove|show|verify)\s+that\b|\bprove\s*:|\b(?:give|write)\s+a\s+proof\b", re.IGNORECASE)
+_PARTS = re.compile(
+    rf"(?:\(?\ba\){_ASKS}.{{1,1000}}?\(?\bb\)|\(?\bi\){_ASKS}.{{1,1000}}?\(?\bii\)){_ASKS}"
+    rf"|\bpart\s+\(?(?:a|1|i)\)?\W{_ASKS}.{{1,1000}}?\bpart\s+\(?(?:b|2|ii)\)?\W{_ASKS}",
+    re.DOTALL | re.IGNORECASE,
+)
+_PROOF = re.compile(r"(?:^|[.;:!?]\s+|\)\s*)(?:prove|show)\s+that\b|\bprove\s*:", re.IGNORECASE)
 _LINK = re.compile(r"https?://|\bwww\.|!\[[^\]]*\]\(|<img\b", re.IGNORECASE)
 
 
