@@ -76,6 +76,8 @@ def test_a_hub_card_pins_a_commit_or_says_that_none_is_confirmed(name: str) -> N
     ("name", "config"),
     [
         ("openr1_math_220k", None),
+        ("mixture_of_thoughts", None),
+        ("mixture_of_thoughts", "code"),
         ("openthoughts_114k", None),
         ("openthoughts_114k", "metadata"),
         ("bespoke_stratos_17k", None),
