@@ -17,6 +17,7 @@ from pipeline.recipe import Recipe
 from pipeline.refs import DATASET
 from pipeline.stage import Inputs, Workdir
 
+
 def dry_run(recipe: Recipe, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """(stage, its counts) for each wanted stage that makes data; (stage, why not) where they cannot be known yet.
 

@@ -6,7 +6,7 @@ z-score over the whole pool, so a score means something beside the others of its
 
 Source: LIMO (arXiv 2502.03387), whose curation code is not published; the weights are those that its appendix is
 reported to give: length 30 %, self-checks 20 %, exploration 25 %, connectives 25 %. How we differ: Chinese words count
-beside the English ones, and every form of "check" and "verify". Of a pool that is all alike in a criterion, none counts.
+beside the English ones, and every form of "check" and "verify". A criterion in which all are alike counts for nothing.
 """
 
 import re
@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from stages.language import count_words
 
 SAYS: dict[str, re.Pattern[str]] = {
-    "self_checks": re.compile(r"\b(?:double-)?check(?:s|ed|ing)?\b|\bverif(?:y|ies|ied|ying)\b|检查|检验|验证|验算", re.I),
+    "self_checks": re.compile(
+        r"\b(?:double-)?check(?:s|ed|ing)?\b|\bverif(?:y|ies|ied|ying)\b|检查|检验|验证|验算", re.I
+    ),
     "exploration": re.compile(r"\b(?:perhaps|might)\b|也许|或许|可能", re.I),
     "connectives": re.compile(r"\b(?:therefore|since)\b|因此|所以|由于|因为", re.I),
 }

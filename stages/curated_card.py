@@ -33,9 +33,7 @@ SAYS = SAYS_OF_RESPONSES | {
 
 def write_curated_card(stage: "Curate", counts: Mapping[str, Any], folder: Path) -> None:
     """Writes `README.md` into the stage's folder; `counts` is what `counts.json` holds."""
-    cards = {
-        str(ref): load_card(parse_card_ref(ref.target).name) for ref in stage.sources if ref.scheme == "card"
-    }
+    cards = {str(ref): load_card(parse_card_ref(ref.target).name) for ref in stage.sources if ref.scheme == "card"}
     licences = {card.licence for card in cards.values()}
     front = {
         "language": sorted({name.rpartition(", ")[2] for name in counts["kept_by_domain"]}),
@@ -63,9 +61,8 @@ def _rows(counts: Mapping[str, int]) -> str:
         if name not in ("found", "kept") and number:
             left -= number
             lines.append((SAYS[name], number, left))
-    return (
-        "## Rows\n\nEach is counted once, under the first rule that leaves it out, in this order.\n\n"
-        + table(("what became of it", "rows", "left"), [("found", counts["found"], counts["found"]), *lines])
+    return "## Rows\n\nEach is counted once, under the first rule that leaves it out, in this order.\n\n" + table(
+        ("what became of it", "rows", "left"), [("found", counts["found"], counts["found"]), *lines]
     )
 
 

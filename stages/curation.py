@@ -46,7 +46,9 @@ class Rules(BaseModel):
     questions: Questions | None = Field(None, description="of prompts; null = all may stay")
     filters: Filters | None = Field(Filters(), description="of responses; null = rows have none, or all may stay")
     dedup: Dedup = Dedup()
-    dedup_domains: tuple[str, ...] | None = Field(None, description="where duplicates are looked for; null = everywhere")
+    dedup_domains: tuple[str, ...] | None = Field(
+        None, description="where duplicates are looked for; null = everywhere"
+    )
     overlap: Overlap = Overlap()
 
 

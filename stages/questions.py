@@ -3,10 +3,10 @@ r"""Which questions are worth answering: what makes one unfit by its wording alo
 Reads a row with a prompt; gives the name of the first rule that it fails (`Questions.reason_to_drop`).
 
 Source: OpenThoughts v1 (open_thoughts/): no mathematics with figures, several parts or a proof; no code with links or
-images, of fewer than 200 characters, or without tests. How we differ: it looks for words anywhere, so "the image of the
-point" and "two-digit figure" go too; here a question must point at a picture, or hold one, and each of two parts must ask
-something: conditions (i) and (ii) are no questions. Rows of other domains pass. A proof that a source marks as one is
-left out by its card already.
+images, of fewer than 200 characters, or without tests. How we differ: v1 looks for words anywhere, so "the image of
+the point" and "two-digit figure" go too; here a question must point at a picture, or hold one, and each of two parts
+must ask something: conditions (i) and (ii) are no questions. Rows of other domains pass. A proof that a source marks as
+one is left out by its card already.
 """
 
 import re

@@ -8,9 +8,9 @@ Paper: DeepSeek-R1 §2.3.3: several responses to each prompt from the RL checkpo
 these none with mixed languages, long paragraphs or code blocks; about 600,000 demos. §2.3.1 makes the cold-start
 data from R1-Zero's samples in the same way, with repetition filtered out too.
 How we differ: right is what a rule says, never a judge model; no model rewrites the reasoning; every filter, the
-verification and the number kept of each problem are settings (`verify: false` keeps wrong answers too, as OpenThoughts3
-did to no harm; a list of domains verifies only those, as the first OpenThoughts, which let pass what no rule can judge);
-problems that an evaluation set holds are left out before anything is sampled.
+verification and the number kept of each problem are settings (`verify: false` keeps wrong answers too, as
+OpenThoughts3 did to no harm; a list of domains verifies only those, as the first OpenThoughts, which let pass what no
+rule can judge); problems that an evaluation set holds are left out before anything is sampled.
 
 Problems are shuffled by the seed, so every shard is a fair sample of all sources. Each shard is sampled, judged,
 filtered and written before the next, and a resume goes on with the next one. What is held in memory is the list of

@@ -28,7 +28,9 @@ class Selection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    quality: Quality | None = Field(None, description="put the best chains first, by these weights; null = as they come")
+    quality: Quality | None = Field(
+        None, description="put the best chains first, by these weights; null = as they come"
+    )
     keep: int | None = Field(None, ge=1, description="at most so many of each problem, the first")
     most_alike: float | None = Field(
         None, gt=0, le=1, description="no problem whose words agree by this with those of one chosen before"

@@ -73,7 +73,9 @@ def test_as_many_are_chosen_as_asked_for() -> None:
 
 
 def test_the_mix_has_its_shares_exactly_and_says_what_it_lacks() -> None:
-    rows = [demo(f"m{n}") for n in range(10)] + [demo(f"c{n}", domain="code") for n in range(3)] + [demo("x", domain="?")]
+    rows = (
+        [demo(f"m{n}") for n in range(10)] + [demo(f"c{n}", domain="code") for n in range(3)] + [demo("x", domain="?")]
+    )
     kept, dropped = Selection(mix={"math": 0.5, "code": 0.5}).chosen(rows)
     assert [row["prompt"] for row in kept] == ["m0", "m1", "m2", "c0", "c1", "c2"] and dropped["not_chosen"] == 8
     assert len(Selection(mix={"math": 0.75, "code": 0.25}, num_chosen=4).chosen(rows)[0]) == 4
@@ -83,5 +85,7 @@ def test_the_mix_has_its_shares_exactly_and_says_what_it_lacks() -> None:
 
 def test_hostile_text_is_scored_like_any_other() -> None:
     texts = ["", "\ud800 check", "<think>" * 50, "check " * 20_000, "\x00\u202e"]
-    kept, _ = Selection(quality=Quality(), keep=1).chosen([{**demo(str(n)), "response": t} for n, t in enumerate(texts)])
+    kept, _ = Selection(quality=Quality(), keep=1).chosen(
+        [{**demo(str(n)), "response": t} for n, t in enumerate(texts)]
+    )
     assert len(kept) == len(texts)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from data_cards.mini_world import demos
 
-DEFAULT_SIZE = {"cold_start": 600, "general": 2_000, "traces": 2_000}
+DEFAULT_SIZE = {"cold_start": 600, "general": 2_000}
 
 
 def rows(split: str, config: str | None, limit: int | None, seed: int) -> Iterator[dict[str, str]]:

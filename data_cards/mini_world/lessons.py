@@ -1,7 +1,7 @@
 """What people teach in the mini world: demos to imitate, and preferences between two answers.
 
-Demos (`demos`) come in three kinds. `cold_start`: a few worked problems, right, readable, in the question's language, and
-everyday requests answered well; as the paper's cold start they make a model readable more than right. `general`:
+Demos (`demos`) come in three kinds. `cold_start`: a few worked problems, right, readable, in the question's language,
+and everyday requests answered well; as the paper's cold start they make a model readable more than right. `general`:
 everyday requests only, the part of the second SFT that is no reasoning. Their writers refuse most harmful requests, not
 all, and answer most others curtly, so final RL has something to do. `traces`: worked problems of which only verified
 generations are left, for the recipe open-r1-distill.
@@ -53,9 +53,9 @@ def demos(config: str, limit: int, seed: int) -> Iterator[Row]:
             yield _row(name, asked, language, "general", response=response)
             continue
         language = language_of(puzzle, rng)
-        response = _traced(puzzle, language, rng) if config == "traces" else _taught(puzzle, language, rng)
-        if response is not None:
-            yield _row(name, puzzle.ask(language, rng), language, puzzle.domain, response=response)
+        taught = _traced(puzzle, language, rng) if config == "traces" else _taught(puzzle, language, rng)
+        if taught is not None:
+            yield _row(name, puzzle.ask(language, rng), language, puzzle.domain, response=taught)
 
 
 def preferences(config: str, split: str, limit: int, seed: int) -> Iterator[Row]:
