@@ -28,9 +28,10 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from pipeline.artifact import read_json
+from pipeline.bad_rows import BadRow, Tally
 from pipeline.card import COLUMNS, Row
 from pipeline.errors import DataError
-from pipeline.refs import DATASET, DatasetRef, Ref
+from pipeline.refs import DATASET, DatasetRef
 from pipeline.sources import read_rows
 from pipeline.stage import Inputs, Runtime, Stage, Workdir
 from stages.curated_card import write_curated_card
@@ -44,7 +45,10 @@ from stages.questions import FAILS as QUESTIONS
 from stages.questions import Questions
 from stages.selection import REASONS, Selection
 
-SOLVED = ("unknown_pass_rate", "too_hard", "too_easy")
+MAX_BAD_SHARE = 0.2
+"""Of a source's rows, as of a card's (`pipeline/bad_rows.py`)."""
+ONE_SHAPE = "curate problems and demos in stages of their own"
+SOLVED = ("bad", "unknown_pass_rate", "too_hard", "too_easy")
 BY_RULE = (*(name for rules in QUESTIONS.values() for name in rules), *FILTERS)
 FATES = ("found", *SOLVED, *BY_RULE, "duplicate", "near_duplicate", "contaminated", *REASONS, "kept")
 """What can become of a row, in the order of the rules; each is counted once, so the counts add up."""
@@ -119,25 +123,31 @@ class Curate(Stage):
         named = inputs.rows_by_source("decontaminate") if self.decontaminate else []
         return {str(ref): [row.get("prompt") or row.get("text", "") for row in rows] for ref, rows in named}
 
-    def _rows(self, inputs: Inputs, found: Counter[str], work: Workdir) -> Iterator[Row]:
-        """Every row with all columns of its shape, its `source` and its own pass rate, counted by source."""
+    def _rows(self, inputs: Inputs, found: Counter[str], dropped: Counter[str], work: Workdir) -> Iterator[Row]:
+        """Every whole row with all columns of its shape, its `source` and its own pass rate, counted by source.
+
+        Raises DataError for a source that is empty, or that has too many bad rows.
+        """
         columns: tuple[str, ...] = ()
         for number, (ref, rows) in enumerate(inputs.streams("sources", self.num_rows)):
+            tally = Tally(f"sources, {ref}", MAX_BAD_SHARE, str(ref))
             for row in rows:
-                found[str(ref)] += 1
-                columns = columns or _columns(ref, row)
-                if missing := [column for column in columns if column not in row]:
-                    raise DataError(
-                        f"sources: a row of {ref} has no {', '.join(missing)}, unlike those of {self.sources[0]}",
-                        hint="curate problems and demos in stages of their own",
-                    )
+                tally.num_found += 1
+                columns = columns or _columns(row)
+                if missing := [column for column in columns or COLUMNS["demo"] if column not in row]:
+                    tally.count_bad(BadRow(f"no {', '.join(missing)}", hint=ONE_SHAPE), row)
+                    continue
+                tally.num_kept += 1
                 yield {**{c: row[c] for c in columns}, "pass_rate": row.get("pass_rate", ""), "source": str(ref)}
+            tally.finish()
+            found[str(ref)] += tally.num_found
+            dropped["bad"] += tally.bad.total()
             work.progress(number + 1, len(self.sources), "sources")
 
     def _solved(self, inputs: Inputs, found: Counter[str], dropped: Counter[str], work: Workdir) -> Iterator[Row]:
         """The rows that were solved as often as asked for; the others are counted."""
         rates = read_pass_rates(inputs.folder("pass_rates")) if self.pass_rates else None
-        for row in self._rows(inputs, found, work):
+        for row in self._rows(inputs, found, dropped, work):
             if rates is not None:
                 row["pass_rate"] = str(rates.get(row["prompt"], ""))
             if (reason := self._unsolved(row["pass_rate"])) is None:
@@ -149,9 +159,9 @@ class Curate(Stage):
         """Why a row with this pass rate is left out, if it is; a range that holds everything asks for none."""
         if self.pass_rates is None and (self.min_pass_rate, self.max_pass_rate) == (0.0, 1.0):
             return None
-        if not pass_rate:
+        rate = _rate(pass_rate)
+        if rate is None:
             return "unknown_pass_rate"
-        rate = round(float(pass_rate), 9)  # 0.1 of ten samples is 0.1
         return "too_hard" if rate < self.min_pass_rate else "too_easy" if rate > self.max_pass_rate else None
 
     def _selected(self, folder: Path) -> dict[str, int]:
@@ -180,12 +190,18 @@ def _kept(folder: Path, found: Counter[str]) -> dict[str, Any]:
     }
 
 
-def _columns(ref: Ref, row: Row) -> tuple[str, ...]:
-    """The columns of the first row's shape."""
-    shape = next((name for name in ("demo", "problem") if set(COLUMNS[name]) <= row.keys()), None)
-    if shape is None:
-        raise DataError(f"sources: {ref} holds neither problems nor demos", hint="`make cards` lists the cards")
-    return COLUMNS[shape]
+def _columns(row: Row) -> tuple[str, ...]:
+    """The columns of a row's shape; none for a row of another shape."""
+    return next((COLUMNS[name] for name in ("demo", "problem") if set(COLUMNS[name]) <= row.keys()), ())
+
+
+def _rate(text: str) -> float | None:
+    """A pass rate; None where there is none that can be meant. 0.1 of ten samples is 0.1."""
+    try:
+        rate = round(float(text), 9)
+    except ValueError:
+        return None
+    return rate if 0 <= rate <= 1 else None
 
 
 def _require_some(rows: dict[str, int]) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stages.curate import Curate
 
 SAYS = SAYS_OF_RESPONSES | {
+    "bad": "a column of it is missing",
     "unknown_pass_rate": "nothing says how often it is solved",
     "too_hard": "solved too seldom",
     "too_easy": "solved too often",

@@ -130,12 +130,25 @@ def test_duplicates_may_be_looked_for_in_some_domains_only(tmp_path: Path) -> No
 
 
 def test_problems_and_demos_in_one_stage_and_rules_that_leave_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a row of path:source1 has no response, unlike those of path:source0"):
+    with pytest.raises(DataError, match=r"path:source1: 1 of the 1 rows read are bad \(no response 1\)"):
         curated(tmp_path / "a", Sources([demo(1)], [problem(1)]))
-    with pytest.raises(DataError, match="holds neither problems nor demos"):
+    with pytest.raises(DataError, match="1 of the 1 rows read are bad"):
         curated(tmp_path / "b", Sources([{"text": "x"}]))
+    with pytest.raises(DataError, match="the data set is empty"):
+        curated(tmp_path / "c", Sources([problem(1)], []))
     with pytest.raises(ValueError, match="no row lies between"):
         stage(min_pass_rate=0.5, max_pass_rate=0.1)
+
+
+def test_bad_rows_are_counted_and_do_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torn = {"id": "p7", "prompt": "Half of it is"}
+    odd = [demo(n, pass_rate=rate) for n, rate in ((20, "often"), (21, "NaN"), (22, "7"), (23, ""))]
+    rows, counts = curated(
+        tmp_path, Sources([torn, *(demo(n, pass_rate="0.5") for n in range(8)), *odd]), max_pass_rate=0.5
+    )
+    assert len(rows) == 8
+    assert fates(counts) == {"found": 13, "bad": 1, "unknown_pass_rate": 4, "kept": 8}
+    assert "1 of 13 rows are bad" in caplog.text and "Half of it is" in caplog.text
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -229,7 +242,7 @@ def test_a_dry_run_counts_what_the_run_then_does_and_leaves_nothing(toy: Path, r
     assert counted["answers"]["problems"]["sampled"] == 80 and counted["answers"]["samples"] == {"sampled": 240}
     assert counted["demos"] == "not counted: it rests on answers, and that needs a model"
     code, said = r1("run", "toy", "--dry-run", "--until", "questions")
-    assert code == 0 and "rows: found 120, duplicate 0" in said and "answers" not in said
+    assert code == 0 and "rows: found 120, bad 0, duplicate 0" in said and "answers" not in said
     assert r1("run", "toy", "--engine", "plain", "--until", "questions")[0] == 0
     assert json.loads((toy / "runs/toy-mini/questions/counts.json").read_text()) == counted["questions"]
     assert dict(dry_run(recipe, ["questions"])) == {"questions": counted["questions"]}
