@@ -14,7 +14,7 @@ Paper: DeepSeek-R1 §2.3.3 (filters), supplementary (decontamination). Recipes: 
 (arXiv 2506.04178). How we differ: no model judges a question or a chain; each of these is a rule that can be counted.
 
 Rows go through 1 to 4 one by one, on all cores (`curation.py`), so a source may be larger than memory; 5 holds what is
-left. Nothing random happens. A stage that was killed begins again.
+left. The seed says which rows `num_rows` takes, and nothing else is random. A stage that was killed begins again.
 
 Command: `make openthoughts DRY_RUN=1` for the counts alone; else as part of `make limo` or `make openthoughts`
 """

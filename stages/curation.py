@@ -1,6 +1,6 @@
 """Curation of more rows than memory holds: filters, duplicates, benchmarks, in one pass over the rows.
 
-Reads rows (demos or problems) one by one, for instance from `Card.stream`; makes Parquet shards of those that stay,
+Not a stage itself; `Curate` is. Reads rows (demos or problems) one by one, for instance from `Card.stream`; makes Parquet shards of those that stay,
 and counts the others by reason. Every core filters and compares with the benchmarks; duplicates are found in order,
 in this process. Of rows with the same prompt the first that passes the filters stays.
 

@@ -225,6 +225,7 @@ stages:
     kind: curate
     sources: [card:mini_arithmetic, card:mini_countdown]
     num_rows: 60
+    num_processes: 1
     decontaminate: [card:mini_arithmetic]
     select: {mix: {arithmetic: 0.75, countdown: 0.25}}
   answers: {kind: rejection_sampling, model: path:models/mini-base, problems: [stage:questions], num_samples: 3}
