@@ -55,7 +55,7 @@ def show_counts(stage: str, counts: Mapping[str, Any]) -> None:
 def _told(count: Any) -> str:
     """`found 8,449, kept 7,012`; a group inside a group in brackets."""
     if not isinstance(count, Mapping):
-        return "unknown" if count is None else f"{count:,}"
+        return f"{count:,}" if isinstance(count, int) else f"{count:.3g}" if isinstance(count, float) else str(count)
     parts = (f"({_told(part)})" if isinstance(part, Mapping) else _told(part) for part in count.values())
     return ", ".join(f"{name} {told}" for name, told in zip(count, parts, strict=True)) or "none"
 

@@ -133,7 +133,7 @@ class Curate(Stage):
             tally = Tally(f"sources, {ref}", MAX_BAD_SHARE, str(ref))
             for row in rows:
                 tally.num_found += 1
-                columns = columns or _columns(row)
+                columns = columns or self._columns(row)
                 if missing := [column for column in columns or COLUMNS["demo"] if column not in row]:
                     tally.count_bad(BadRow(f"no {', '.join(missing)}", hint=ONE_SHAPE), row)
                     continue
@@ -143,6 +143,14 @@ class Curate(Stage):
             found[str(ref)] += tally.num_found
             dropped["bad"] += tally.bad.total()
             work.progress(number + 1, len(self.sources), "sources")
+
+    def _columns(self, row: Row) -> tuple[str, ...]:
+        """The columns of a row's shape; none for a row of another shape."""
+        shape = next((name for name in ("demo", "problem") if set(COLUMNS[name]) <= row.keys()), None)
+        if shape == "problem" and (self.filters or self.select.quality):
+            hint = "leave them out, or curate the demos that a rejection_sampling stage makes of these problems"
+            raise DataError("filters and select.quality are about responses, and problems have none", hint)
+        return COLUMNS[shape] if shape else ()
 
     def _solved(self, inputs: Inputs, found: Counter[str], dropped: Counter[str], work: Workdir) -> Iterator[Row]:
         """The rows that were solved as often as asked for; the others are counted."""
@@ -188,11 +196,6 @@ def _kept(folder: Path, found: Counter[str]) -> dict[str, Any]:
         "kept_by_domain": dict(domains.most_common()),
         "num_prompts": len(prompts),
     }
-
-
-def _columns(row: Row) -> tuple[str, ...]:
-    """The columns of a row's shape; none for a row of another shape."""
-    return next((COLUMNS[name] for name in ("demo", "problem") if set(COLUMNS[name]) <= row.keys()), ())
 
 
 def _rate(text: str) -> float | None:

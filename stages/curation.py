@@ -1,8 +1,8 @@
 """Curation of more rows than memory holds: filters, duplicates, benchmarks, in one pass over the rows.
 
-Not a stage itself; `Curate` is. Reads rows (demos or problems) one by one, for instance from `Card.stream`; makes Parquet shards of those that stay,
-and counts the others by reason. Every core filters and compares with the benchmarks; duplicates are found in order,
-in this process. Of rows with the same prompt the first that passes the filters stays.
+Not a stage itself; `Curate` is. Reads rows (demos or problems) one by one, for instance from `Card.stream`; makes
+Parquet shards of those that stay, and counts the others by reason. Every core filters and compares with the benchmarks;
+duplicates are found in order, in this process. Of rows with the same prompt the first that passes the filters stays.
 
 In memory are the benchmarks, the prompts so far (not the responses), and what prompts share with benchmarks: only at
 the end is it known which n-gram is a phrase of the trade. Contaminated rows are taken out of their shards then.

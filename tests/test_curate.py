@@ -136,6 +136,9 @@ def test_problems_and_demos_in_one_stage_and_rules_that_leave_nothing_are_refuse
         curated(tmp_path / "b", Sources([{"text": "x"}]))
     with pytest.raises(DataError, match="the data set is empty"):
         curated(tmp_path / "c", Sources([problem(1)], []))
+    for about_responses in ({"filters": {}}, {"select": {"quality": {}}}):
+        with pytest.raises(DataError, match="about responses, and problems have none"):
+            curated(tmp_path / "d", Sources([problem(1)]), **about_responses)
     with pytest.raises(ValueError, match="no row lies between"):
         stage(min_pass_rate=0.5, max_pass_rate=0.1)
 
