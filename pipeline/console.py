@@ -45,6 +45,21 @@ def show_note(sentence: str) -> None:
     console.print(f"note: {sentence}", style="yellow")
 
 
+def show_counts(stage: str, counts: Mapping[str, Any]) -> None:
+    """What the rules of a stage keep and leave out, a line for each group of counts."""
+    console.print(stage, style="bold")
+    for name, count in counts.items():
+        console.print(f"  {name.replace('_', ' ')}: {_told(count)}")
+
+
+def _told(count: Any) -> str:
+    """`found 8,449, kept 7,012`; a group inside a group in brackets."""
+    if not isinstance(count, Mapping):
+        return f"{count:,}" if isinstance(count, int) else f"{count:.3g}" if isinstance(count, float) else str(count)
+    parts = (f"({_told(part)})" if isinstance(part, Mapping) else _told(part) for part in count.values())
+    return ", ".join(f"{name} {told}" for name, told in zip(count, parts, strict=True)) or "none"
+
+
 def _minutes(seconds: float | None) -> str:
     """`0.4 min`, `12 min`, `3 h 05 min`; a dash for None."""
     if seconds is None:

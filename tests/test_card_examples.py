@@ -76,6 +76,8 @@ def test_a_hub_card_pins_a_commit_or_says_that_none_is_confirmed(name: str) -> N
     ("name", "config"),
     [
         ("openr1_math_220k", None),
+        ("mixture_of_thoughts", None),
+        ("mixture_of_thoughts", "code"),
         ("openthoughts_114k", None),
         ("openthoughts_114k", "metadata"),
         ("bespoke_stratos_17k", None),
@@ -95,17 +97,17 @@ def test_a_trace_becomes_a_well_formed_demo_whose_box_is_the_answer(name: str, c
 
 
 def test_of_several_generations_the_first_that_is_whole_and_right_is_chosen() -> None:
-    from data_cards.openr1_math_220k.prepare import _chosen
+    from data_cards.traces import chosen
 
     def row(verify: Any, llama: Any, complete: Any) -> dict[str, Any]:
         lists = {"correctness_math_verify": verify, "correctness_llama": llama, "is_reasoning_complete": complete}
         return {"generations": ["a", "b", "c"], **lists}
 
-    assert _chosen(row([False, True, True], None, [True, True, True])) == 1
-    assert _chosen(row([True, False, False], None, [False, True, True])) is None
-    assert _chosen(row([False, False, False], [False, False, True], [True, True, True])) == 2
-    assert _chosen(row(None, None, None)) is None
-    assert _chosen(row([False, True, True], None, None)) == 1
+    assert chosen(row([False, True, True], None, [True, True, True])) == 1
+    assert chosen(row([True, False, False], None, [False, True, True])) is None
+    assert chosen(row([False, False, False], [False, False, True], [True, True, True])) == 2
+    assert chosen(row(None, None, None)) is None
+    assert chosen(row([False, True, True], None, None)) == 1
 
 
 def test_proofs_and_lost_answers_of_numinamath_are_left_out_and_counted() -> None:

@@ -35,6 +35,7 @@ ORDER = [
     "recipe",
     "needs",
     "plan",
+    "dry_run",
     "verify",
     "provenance",
     "pack",
