@@ -1,8 +1,8 @@
 """IFEval's demands by rules: does a text have the form that was asked for?
 
 `follows(text, gold)` reads a text and the gold `{"instruction_id_list": [...], "kwargs": [...]}` (the settings stand
-beside each id); gives whether every demand is met, None for a gold that no rule here can judge. `met(text, gold)` says it
-of each demand, strictly and loosely, for measuring.
+beside each id); gives whether every demand is met, None for a gold that no rule here can judge. `met(text, gold)` says
+it of each demand, strictly and loosely, for measuring.
 
 Source: "Instruction-Following Evaluation for Large Language Models" (arXiv 2311.07911), its 25 kinds, and its
 strict and loose accuracy. How we differ: sentences are counted by end marks, and words by runs of letters and
