@@ -3,6 +3,7 @@
 python -m tests.golden      # write all of them again (`make golden`)
 """
 
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -14,6 +15,7 @@ from pipeline.written import names
 FOLDER = Path(__file__).parent
 
 
+@cache
 def golden_files() -> list[Path]:
     """One file for each recipe x scale that belongs together."""
     pairs = [(recipe, scale) for recipe in names("recipes") for scale in names("scales") if belongs(recipe, scale)]
