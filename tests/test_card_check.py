@@ -52,6 +52,13 @@ def test_bad_rows_duplicates_and_golds_that_nothing_can_judge_are_shown(toys: To
     assert "there before 1" in lines["rows"].answer
 
 
+def test_a_column_that_no_row_needs_may_be_missing(toys: Toys) -> None:
+    more = [{**INFO[0], "features": [*INFO[0]["features"], {"name": "year", "dtype": "string"}]}]
+    toys.source(sums(20))
+    toys.card(front={"dataset_info": more}, holdout={})
+    assert Line("columns", "lacks year", LOOK) in check_card("toy")
+
+
 def test_problems_of_an_evaluation_card_are_found_among_training_rows(toys: Toys) -> None:
     held = {"question": "A farmer keeps 12 geese and 7 goats in one large barn. How many legs is that?", "answer": "52"}
     toys.source([held], "bench.jsonl")
