@@ -147,5 +147,7 @@ def _row(problem: Mapping[str, str], completion: "Completion", response: Respons
 
 def _demands(said: str, problem: Mapping[str, str]) -> dict[str, list[bool]] | None:
     """Which of IFEval's demands are met, strictly and loosely; None for other problems."""
-    found = met(said[:MAX_CHARS], problem["answer"]) if problem["checker"] == "ifeval" else None
+    if problem["checker"] != "ifeval":
+        return None
+    found = met(said if len(said) <= MAX_CHARS else "", problem["answer"])
     return found._asdict() if found else None
