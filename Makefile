@@ -51,7 +51,7 @@ setup-gpu:  ## make .venv for a CUDA machine: vLLM chooses its torch
 r1-zero:  ## reinforcement learning on the base model, from rewards alone
 r1-zero-cold-start:  ## the same after a short SFT on worked solutions (real models)
 r1-full:  ## the whole DeepSeek-R1: cold start, reasoning RL, rejection sampling, second SFT, final RL
-distill:  ## SFT alone, on the demos of r1-full, for a smaller model (the paper's six: SCALE=distill-qwen-1.5b …)
+distill:  ## SFT alone for a smaller model, on r1-full's demos (the paper's: SCALE=distill-…)
 paper:  ## R1 by the paper's own numbers; SCALE=paper to plan and show it at its sizes
 ablations:  ## what is missing without the language reward and without the second SFT
 dapo:  ## r1-zero with DAPO's changes: clip higher, dynamic sampling, overlong punishment
