@@ -53,7 +53,8 @@ setup-gpu:  ## make .venv for a CUDA machine: vLLM chooses its torch
 r1-zero:  ## reinforcement learning on the base model, from rewards alone
 r1-zero-cold-start:  ## the same after a short SFT on worked solutions (real models)
 r1-full:  ## the whole DeepSeek-R1: cold start, reasoning RL, rejection sampling, second SFT, final RL
-distill:  ## SFT alone, on the demos of r1-full, for a smaller model
+distill:  ## SFT alone for a smaller model, on r1-full's demos (the paper's: SCALE=distill-…)
+paper:  ## R1 by the paper's own numbers; SCALE=paper to plan and show it at its sizes
 ablations:  ## what is missing without the language reward and without the second SFT
 dapo:  ## r1-zero with DAPO's changes: clip higher, dynamic sampling, overlong punishment
 dr-grpo:  ## r1-zero with Dr. GRPO's loss
@@ -61,6 +62,7 @@ gspo:  ## r1-zero with GSPO's ratio for whole responses
 mini-r1:  ## Countdown with a prefilled think tag, as in the Mini-R1 notebook
 unsloth-gsm8k:  ## the five rewards of Unsloth's GSM8K notebook
 open-r1-zero:  ## Open-R1's GRPO with its rewards and its pass-rate filter
+open-r1-full:  ## Open-R1's third step, the whole chain; SCALE=open-r1-7b for its model
 deepscaler:  ## responses that may grow, 8K to 16K to 24K tokens, in one stage
 open-r1-distill:  ## Open-R1's first step: SFT on verified R1 traces
 limo:  ## a few hundred demos, chosen by difficulty, quality and diversity, then SFT

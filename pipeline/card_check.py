@@ -114,7 +114,8 @@ def _columns(card: Card, config: str | None, rows: Sequence[RawRow]) -> Iterator
         and not isinstance(value, TYPES.get(kind, object))
     ]
     found = [f"lacks {', '.join(lacking)}"] * bool(lacking) + other + [f"has more: {', '.join(more)}"] * bool(more)
-    verdict = WRONG if lacking or other else LOOK if more else GOOD
+    is_wrong = other or set(lacking) & set(card.block.columns.values())  # one that no row needs may be missing
+    verdict = WRONG if is_wrong else LOOK if lacking or more else GOOD
     yield Line("columns", "; ".join(found) or ", ".join(stated), verdict)
 
 
