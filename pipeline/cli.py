@@ -21,7 +21,15 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import EXIT_ERROR, EXIT_INTERRUPTED, ArtifactError, ConfigError, Interrupted, PipelineError
+from pipeline.errors import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    ArtifactError,
+    ConfigError,
+    Interrupted,
+    PipelineError,
+    printable,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.verb(arguments)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\nstopped; what was done is kept, the same command goes on from here", file=sys.stderr)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.errors import printable
 from pipeline.plan import Line
 from pipeline.runner import Watch
 from pipeline.verify import Verified
@@ -33,7 +34,7 @@ def show_plan(title: str, lines: list[Line], seconds: Mapping[str, float | None]
         table.add_column("expected", justify="right", no_wrap=True)
     for line in lines:
         expected = [_minutes(seconds[line.stage]) if line.stage in seconds else ""] if known else []
-        table.add_row(line.stage, line.kind, Text(_state(line), STYLE[line.state]), *expected)
+        table.add_row(line.stage, line.kind, Text(printable(_state(line)), STYLE[line.state]), *expected)
     console.print(table)
     if known:
         unknown = len(seconds) - len(known)
@@ -82,7 +83,7 @@ def show_verified(found: Verified) -> None:
     line = f"{found.stage:<24} {found.num_files:3} files  {found.num_bytes / 2**20:9.1f} MiB  "
     console.print(Text(line).append_text(said))
     for sentence in found.damage:
-        console.print(f"  {sentence}")
+        console.print(f"  {printable(sentence)}")
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:

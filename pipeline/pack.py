@@ -39,7 +39,10 @@ def pack(run_dir: Path, archive: Path) -> Path:
     if not (run_dir / "recipe.json").is_file():
         raise ArtifactError(f"there is no run at {run_dir}", hint="name one with RUN=…")
     left_out = set(_left_out(run_dir))
-    with whole_file(archive, "wb") as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tar:
+    with (
+        whole_file(archive, "wb") as file,
+        tarfile.open(fileobj=file, mode="w:gz", compresslevel=1, dereference=True) as tar,
+    ):
         for path in sorted(run_dir.rglob("*")):
             inside = path.relative_to(run_dir)
             if path.is_file() and not inside.parts[0].startswith(".") and not left_out & {path, *path.parents}:
@@ -90,9 +93,12 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _name_of(archive: Path) -> str:
-    """The one folder that the archive holds."""
+    """The one folder that the archive holds; no links, which could lead out of it."""
     with _opened(archive) as tar:
         tops = {part for name in tar.getnames() for part in Path(name).parts[:1]}
+        others = [member.name for member in tar if not (member.isfile() or member.isdir())]
+    if others:
+        raise ArtifactError(f"{archive} is no packed run: {others[0]} is a link or a device")
     if len(tops) != 1 or not re.fullmatch(r"\w[\w.-]*", name := tops.pop()):
         raise ArtifactError(f"{archive} is no packed run: it does not hold one folder")
     return name

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from trl import GRPOConfig, RewardConfig, SFTConfig
 
 from pipeline.artifact import newest_checkpoint, seal
 from pipeline.errors import ConfigError, Interrupted, ModelError
+from stages.engines import sft_run
 from stages.engines.models import load_classifier, load_model, load_tokenizer
+from stages.engines.trainers import check_extra
+from stages.sft import SFT
 from tests.test_grpo import toy, train
 from tests.toy_model import save_toy_model
 
@@ -86,7 +90,14 @@ def test_pickled_weights_are_refused_and_not_run(base: Path, tmp_path: Path) -> 
     assert not (tmp_path / "planted").exists()
 
 
-@pytest.mark.parametrize("name", ["trust_remote_code", "push_to_hub", "hub_token", "log_completions_hub_repo"])
-def test_a_stage_cannot_be_told_to_trust_code_or_to_send_anything_away(name: str, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"'{name}' is set by the stage itself"):
-        train(toy(trl={name: "x"}), base, tmp_path)
+@pytest.mark.parametrize("config_class", [GRPOConfig, SFTConfig, RewardConfig])
+@pytest.mark.parametrize("name", ["trust_remote_code", "push_to_hub", "hub_token", "hub_model_id"])
+def test_no_stage_can_be_told_to_run_code_or_to_send_anything_away(name: str, config_class: type) -> None:
+    with pytest.raises(ConfigError, match=f"trl: '{name}' cannot be set"):
+        check_extra({name: "x"}, config_class, set())
+
+
+def test_a_chat_template_from_elsewhere_is_refused() -> None:
+    settings = {"model": "path:base", "demos": ["path:demos"], "trl": {"chat_template_path": "/etc/passwd"}}
+    with pytest.raises(ConfigError, match="trl: 'chat_template_path' cannot be set"):
+        sft_run.check(SFT(**settings))

@@ -143,6 +143,17 @@ def test_a_packed_run_cannot_name_a_stage_outside_itself(run_dir: Path, tmp_path
         assert not (victim / "model.safetensors").exists()
 
 
+def test_a_packed_run_holds_no_links_and_one_with_links_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "copy" / "first")
+    (copy / "note.txt").symlink_to(run_dir / "recipe.json")
+    assert not (unpack(pack(copy, tmp_path / "first.tar.gz"), tmp_path / "here") / "note.txt").is_symlink()
+    with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as tar:
+        (copy / "next.partial.link").symlink_to("../another-run/next.partial")  # leads there once it is unpacked
+        tar.add(copy, "first")
+    with pytest.raises(ArtifactError, match="link"):
+        unpack(tmp_path / "evil.tar.gz", tmp_path / "there")
+
+
 def with_recipe(written: str, run_dir: Path, tmp_path: Path) -> Path:
     """The packed run with another `recipe.json`."""
     copy = shutil.copytree(run_dir, tmp_path / "copy" / "first", dirs_exist_ok=True)

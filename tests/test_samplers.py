@@ -1,7 +1,10 @@
 """Sampling: our decoding loop computes what transformers computes, drops finished rows, and needs no saved
 state."""
 
+import os
+import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,3 +178,21 @@ def test_weights_streamed_to_vllm_are_those_of_the_merged_model_and_leave_the_tr
     merged = dict(model.merge_and_unload().named_parameters())
     assert set(streamed) == set(merged)
     assert all(torch.allclose(streamed[name], merged[name], atol=1e-6) for name in merged)
+
+
+def test_adapters_that_a_killed_process_left_in_shared_memory_go_and_those_in_use_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.engines import vllm_sampler
+
+    monkeypatch.setattr(vllm_sampler, "_memory_folder", lambda: str(tmp_path))
+    in_use = vllm_sampler._adapter_folder()
+    pid = os.fork()
+    if pid == 0:  # a run that is killed while it samples
+        (vllm_sampler._adapter_folder() / "step-1").mkdir()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    left = [folder for folder in tmp_path.iterdir() if folder != in_use]
+    assert len(left) == 1 and (left[0] / "step-1").is_dir()
+    other = vllm_sampler._adapter_folder()
+    assert set(tmp_path.iterdir()) == {in_use, other}
