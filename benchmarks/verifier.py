@@ -4,11 +4,14 @@ Makes docs/results/verifier.json and prints it as a table. `pairs a second` is b
 machine does; `CPU` is what a pair cost in all our processes together, so 2 over it is what two free cores would do.
 
     python -m benchmarks.verifier --rounds 3
+    python -m benchmarks.verifier --rounds 5 --cores 2      # on a bigger machine: these two, and a child for each
 """
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -93,8 +96,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=400, help="pairs of each kind (numbers: 100 times as many)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, help="keep everything on so many cores")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/verifier.json")
     chosen = parser.parse_args()
+    if chosen.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: chosen.cores])
+        sandbox.NUM_WORKERS = max(2, chosen.cores)
     judge([("b+a", f"a+b+{i}-{i}") for i in range(2 * sandbox.NUM_WORKERS)])  # start the children
     rounds = [
         {name: measured(make, chosen.pairs * factor, first=10**5 * n) for name, (make, factor) in KINDS.items()}
@@ -102,7 +109,8 @@ def main() -> None:
     ]
     summary = {name: summarised([one[name] for one in rounds]) for name in KINDS}
     record = {
-        "command": f"python -m benchmarks.verifier --pairs {chosen.pairs} --rounds {chosen.rounds}",
+        "command": " ".join(["python -m benchmarks.verifier", *sys.argv[1:]]),
+        "cores_used": len(os.sched_getaffinity(0)),
         "num_workers": sandbox.NUM_WORKERS,
         "load_average": psutil.getloadavg()[0],
         **environment(),

@@ -1,4 +1,4 @@
-r"""What the cards of reasoning traces share: taking a conversation and a trace apart, and writing the demo.
+r"""What the cards of reasoning traces share: choosing one of several, taking it apart, and writing the demo.
 
 A demo of ours is `<think> reasoning </think> <answer> final answer </answer>`. The sources end a trace in a written
 solution with a `\boxed{}` in it. Where there is one box, its content is the final answer, and the rest of the solution,
@@ -45,6 +45,20 @@ def from_thought_block(text: str) -> tuple[str, str]:
     if not found:
         raise BadRow("not one thought block and one solution block")
     return _both(found[1], found[2])
+
+
+def chosen(raw: Mapping[str, Any]) -> int | None:
+    """Which of a problem's generations, in OpenR1's columns, is learned: the first that is whole and right, if any.
+
+    math-verify's verdict counts first, then the Llama judge's, which is there for about one row in eight. Each of the
+    lists beside `generations` may be null.
+    """
+    complete = raw["is_reasoning_complete"] or [True] * len(raw["generations"])
+    for verdicts in (raw["correctness_math_verify"], raw["correctness_llama"]):
+        for number, (is_right, is_whole) in enumerate(zip(verdicts or (), complete, strict=False)):
+            if is_right and is_whole:
+                return number
+    return None
 
 
 def demo(prompt: str, reasoning: str, solution: str) -> dict[str, str]:

@@ -109,11 +109,16 @@ def is_whole(folder: Path) -> bool:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a sealed folder; ArtifactError when it is missing, torn or no manifest of this version."""
     manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(map(_is_entry, files.values())):
         raise ArtifactError(f"{folder / MANIFEST} is damaged: it names no files")
     if manifest.get("format") != FORMAT:
         raise ArtifactError(f"{folder / MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}")
     return manifest
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
 
 
 def damage(folder: Path, deep: bool = False) -> list[str]:

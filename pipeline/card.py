@@ -184,8 +184,16 @@ class Card:
             return list(itertools.islice(self.stream(split, config, limit, seed), limit))
         found = self.stream(split, config)
         if limit is None:
+            self._refuse_whole(split, config)
             return sorted(found, key=lambda row: _place(row, seed))
         return heapq.nsmallest(limit, found, key=lambda row: _place(row, seed))
+
+    def _refuse_whole(self, split: str, config: str | None) -> None:
+        """Raises DataError where a split is too large to be copied here, let alone held in memory."""
+        hub = self._hub(config)
+        if hub and hub.stream and self.lacks(split, config) is None and self.needs_hub(split, config):
+            hint = "say how many rows to take: `caps` of sft, `num_problems` or `num_preferences` of others"
+            raise DataError(f"card {self.name}: {hub.id} is streamed, because it is too large to hold whole", hint)
 
     def stream(
         self, split: str, config: str | None = None, limit: int | None = None, seed: int = 0, tally: Tally | None = None

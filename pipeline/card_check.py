@@ -18,7 +18,7 @@ from rich.text import Text
 
 from pipeline.bad_rows import Tally
 from pipeline.card import Card, Row, list_cards, load_card
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import DataError, PipelineError, printable
 from pipeline.sources import RawRow, hub_answers
 
 NUM_ROWS = 10_000
@@ -52,7 +52,7 @@ def check_table(title: str, lines: Sequence[Line]) -> Table:
     """The lines as a person reads them."""
     table = Table("question", "answer", "", title=title, title_justify="left", box=None, pad_edge=False)
     for line in lines:
-        table.add_row(line.question, line.answer, Text(line.verdict, STYLE[line.verdict]))
+        table.add_row(printable(line.question), printable(line.answer), Text(line.verdict, STYLE[line.verdict]))
     return table
 
 
@@ -114,7 +114,8 @@ def _columns(card: Card, config: str | None, rows: Sequence[RawRow]) -> Iterator
         and not isinstance(value, TYPES.get(kind, object))
     ]
     found = [f"lacks {', '.join(lacking)}"] * bool(lacking) + other + [f"has more: {', '.join(more)}"] * bool(more)
-    verdict = WRONG if lacking or other else LOOK if more else GOOD
+    is_wrong = other or set(lacking) & set(card.block.columns.values())  # one that no row needs may be missing
+    verdict = WRONG if is_wrong else LOOK if lacking or more else GOOD
     yield Line("columns", "; ".join(found) or ", ".join(stated), verdict)
 
 

@@ -1,5 +1,8 @@
-"""The table of `make cards`: a line for each data card, then what is wrong or to be known."""
+"""What `make cards` prints: a line for each data card, by the shape of its rows, then what is wrong or to be known."""
 
+from typing import Any
+
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -7,44 +10,61 @@ from pipeline.card import Card, list_cards, load_card
 from pipeline.errors import CardError, DataError
 from pipeline.sources import data_folder
 
-COLUMNS_SHOWN = ("name", "rows", "splits", "configs", "licence", "size", "source", "revision")
+HEADINGS = {
+    "problem": "problems: prompts with checkable answers, for RL, rejection sampling and evaluation",
+    "demo": "demos: prompts with responses, for SFT",
+    "preference": "preferences: prompts with a better and a worse response, for reward models",
+    "text": "text: for the mini base",
+    "": "not readable: see below",
+}
+COLUMNS_SHOWN = ("card", "splits", "rows", "licence", "source", "configs")
+WRAPPED = {"splits": 10, "configs": 20}
+"""Columns that may take several lines, and their width. All columns together fit into 100 characters."""
 
 
-def cards_table() -> Table:
-    """What `make cards` prints: a line per card, then the warnings and faults of all of them."""
+def cards_table() -> Group:
+    """What `make cards` prints: a table for each shape, then the warnings and faults of all cards, one a line."""
     cards = [_summary(name) for name in list_cards()]
-    notes = Text("\n".join(card["note"] for card in cards if card["note"]), "yellow")
-    table = Table(box=None, pad_edge=False, caption=notes, caption_justify="left")
+    shapes = {shape: [card for card in cards if card["shape"] == shape] for shape in HEADINGS}
+    tables = [_table(HEADINGS[shape], of_shape, cards) for shape, of_shape in shapes.items() if of_shape]
+    return Group(*tables, *(Text(f"note: {note}", "yellow") for card in cards for note in card["notes"]))
+
+
+def _table(heading: str, shown: list[dict[str, Any]], cards: list[dict[str, Any]]) -> Table:
+    """One table; its columns are as wide as all `cards` need, so that they stand below each other."""
+    table = Table(title=Text(heading, "bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
     for column in COLUMNS_SHOWN:
-        wraps = column in ("splits", "configs", "source")
-        table.add_column(column, overflow="fold", no_wrap=not wraps, min_width=10 if wraps else None)
-    for card in cards:
+        width = WRAPPED.get(column) or max(len(card[column]) for card in cards)
+        table.add_column(column, overflow="fold", no_wrap=column not in WRAPPED, width=width)
+    for card in shown:
         table.add_row(*(card[column] for column in COLUMNS_SHOWN))
+    table.add_row()
     return table
 
 
-def _summary(name: str) -> dict[str, str]:
-    summary = dict.fromkeys((*COLUMNS_SHOWN, "note"), "") | {"name": name}
+def _summary(name: str) -> dict[str, Any]:
+    summary: dict[str, Any] = dict.fromkeys((*COLUMNS_SHOWN, "shape"), "") | {"card": name}
     try:
         card = load_card(name)
-        summary |= {
-            "rows": card.block.rows,
-            "configs": "\n".join(card.configs),
-            "licence": card.licence,
+        return summary | {
+            "shape": card.block.rows,
             "splits": " ".join(card.splits),
+            "rows": ", ".join(card.front.get("size_categories") or ()).replace("<n<", "-").replace("n<", "<"),
+            "licence": card.licence,
             "source": _source(card),
-            "size": ", ".join(card.front.get("size_categories") or ()).replace("<n<", "-"),
-            "note": " ".join(card.warnings),
+            "configs": ", ".join(card.configs),
+            "notes": card.warnings,
         }
-        return summary | {"revision": card.revision[:10]}
     except (CardError, DataError) as error:
-        return summary | {"note": error.message}
+        return summary | {"notes": (error.message,)}
 
 
 def _source(card: Card) -> str:
+    """Where the rows come from on this machine, and the beginning of the revision."""
     if card.block.generator:
         return "made here"
-    if card.block.mirror and (data_folder() or not card.block.hub):
-        return "mirror"
-    assert card.block.hub, "a card has a source"
-    return f"hub: {card.block.hub.id}"
+    if card.revision.startswith("files-"):
+        return f"files {card.revision.removeprefix('files-')[:8]}"
+    if data_folder() and card.block.mirror:
+        return "files missing"
+    return f"hub {card.revision[:8]}" if card.block.hub and card.block.hub.revision else "set R1_DATA"

@@ -7,7 +7,8 @@
     pack RUN        one file to take a run elsewhere         unpack FILE         go on with it there
     verify RUN      compare every finished file with its checksum
 
-`--from STAGE` and `--until STAGE` keep `run` and `plan` to a part of the recipe.
+`--from STAGE` and `--until STAGE` keep `run` and `plan` to a part of the recipe; `run --dry-run` makes nothing, and
+counts what the stages that make data would keep and leave out.
 Exit codes: 0 done, 2 something the user can mend (one sentence and a hint), 75 interrupted and resumable.
 """
 
@@ -20,7 +21,15 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import EXIT_ERROR, EXIT_INTERRUPTED, ArtifactError, ConfigError, Interrupted, PipelineError
+from pipeline.errors import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    ArtifactError,
+    ConfigError,
+    Interrupted,
+    PipelineError,
+    printable,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.verb(arguments)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\nstopped; what was done is kept, the same command goes on from here", file=sys.stderr)
@@ -101,6 +110,7 @@ def _add_recipe_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
     for verb in (run, plan):
         verb.add_argument("--from", dest="first", help="begin with this stage; what it rests on must be done")
         verb.add_argument("--until", dest="last", help="end with this stage")
+    run.add_argument("--dry-run", action="store_true", help="make nothing; count what data stages would keep")
     for verb in (run, stage):
         verb.add_argument("--rebuild", action="append", default=[], help="make this stage and what rests on it again")
         verb.add_argument("--engine", default=os.environ.get("ENGINE") or "prefect", help="prefect or plain")
@@ -147,7 +157,22 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     recipe = _load(arguments)
-    _execute(recipe, recipe.between(arguments.first, arguments.last), arguments.rebuild, arguments.engine)
+    wanted = recipe.between(arguments.first, arguments.last)
+    if arguments.dry_run:
+        _dry_run(recipe, wanted)
+    else:
+        _execute(recipe, wanted, arguments.rebuild, arguments.engine)
+
+
+def _dry_run(recipe: Any, wanted: list[str]) -> None:
+    from pipeline.console import show_counts, show_note
+    from pipeline.dry_run import dry_run
+
+    for name, counted in dry_run(recipe, wanted):
+        if isinstance(counted, str):
+            show_note(f"{name}: {counted}")
+        else:
+            show_counts(name, counted)
 
 
 def _stage(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.errors import printable
 from pipeline.plan import Line
 from pipeline.runner import Watch
 from pipeline.verify import Verified
@@ -33,7 +34,7 @@ def show_plan(title: str, lines: list[Line], seconds: Mapping[str, float | None]
         table.add_column("expected", justify="right", no_wrap=True)
     for line in lines:
         expected = [_minutes(seconds[line.stage]) if line.stage in seconds else ""] if known else []
-        table.add_row(line.stage, line.kind, Text(_state(line), STYLE[line.state]), *expected)
+        table.add_row(line.stage, line.kind, Text(printable(_state(line)), STYLE[line.state]), *expected)
     console.print(table)
     if known:
         unknown = len(seconds) - len(known)
@@ -43,6 +44,21 @@ def show_plan(title: str, lines: list[Line], seconds: Mapping[str, float | None]
 def show_note(sentence: str) -> None:
     """Something to know before a run starts."""
     console.print(f"note: {sentence}", style="yellow")
+
+
+def show_counts(stage: str, counts: Mapping[str, Any]) -> None:
+    """What the rules of a stage keep and leave out, a line for each group of counts."""
+    console.print(stage, style="bold")
+    for name, count in counts.items():
+        console.print(f"  {name.replace('_', ' ')}: {_told(count)}")
+
+
+def _told(count: Any) -> str:
+    """`found 8,449, kept 7,012`; a group inside a group in brackets."""
+    if not isinstance(count, Mapping):
+        return f"{count:,}" if isinstance(count, int) else f"{count:.3g}" if isinstance(count, float) else str(count)
+    parts = (f"({_told(part)})" if isinstance(part, Mapping) else _told(part) for part in count.values())
+    return ", ".join(f"{name} {told}" for name, told in zip(count, parts, strict=True)) or "none"
 
 
 def _minutes(seconds: float | None) -> str:
@@ -67,7 +83,7 @@ def show_verified(found: Verified) -> None:
     line = f"{found.stage:<24} {found.num_files:3} files  {found.num_bytes / 2**20:9.1f} MiB  "
     console.print(Text(line).append_text(said))
     for sentence in found.damage:
-        console.print(f"  {sentence}")
+        console.print(f"  {printable(sentence)}")
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:

@@ -17,6 +17,8 @@ The command line prints `error: MESSAGE` and `hint: HINT` and leaves with `exit_
 is a bug of ours and keeps its traceback.
 """
 
+import unicodedata
+
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again later
 
@@ -82,3 +84,13 @@ class Interrupted(PipelineError):
     """A signal came; the stage saved what it had and can be resumed."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, changes of direction and halves of a pair are shown and not obeyed."""
+    return "".join(map(_shown, text))
+
+
+def _shown(char: str) -> str:
+    is_obeyed = char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cf", "Cs")
+    return char.encode("unicode_escape").decode() if is_obeyed else char

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from pipeline.card import list_cards
-from pipeline.errors import CardError, DataError
+from pipeline.errors import CardError, DataError, printable
 from pipeline.places import DATA_CARDS
 from pipeline.sources import RawRow, read_rows
 
@@ -34,10 +34,11 @@ def start_card(name: str, file: Path | None = None) -> Path:
         raise DataError(f"{file} has no rows", "give a file with rows in the source's columns")
     folder = DATA_CARDS / name
     folder.mkdir(parents=True)
-    (folder / "README.md").write_text(_readme(name, file, rows), encoding="utf-8")
+    (folder / "README.md").write_text(printable(_readme(name, file, rows)), encoding="utf-8")
     if rows:
         lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
-        (folder / "examples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        text = "".join(f"{line}\n" for line in lines)
+        (folder / "examples.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
     return folder
 
 

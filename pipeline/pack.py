@@ -12,10 +12,11 @@ another run named by `run:`) must be on the new machine.
 """
 
 import gzip
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +27,8 @@ from pipeline.errors import ArtifactError
 from pipeline.provenance import hardware
 from pipeline.recipe import build_stage
 from pipeline.stage import Inputs
+from pipeline.written import Written
+from stages import STAGES
 
 ADAPTER = "adapter/adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
@@ -36,7 +39,10 @@ def pack(run_dir: Path, archive: Path) -> Path:
     if not (run_dir / "recipe.json").is_file():
         raise ArtifactError(f"there is no run at {run_dir}", hint="name one with RUN=…")
     left_out = set(_left_out(run_dir))
-    with whole_file(archive, "wb") as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tar:
+    with (
+        whole_file(archive, "wb") as file,
+        tarfile.open(fileobj=file, mode="w:gz", compresslevel=1, dereference=True) as tar,
+    ):
         for path in sorted(run_dir.rglob("*")):
             inside = path.relative_to(run_dir)
             if path.is_file() and not inside.parts[0].startswith(".") and not left_out & {path, *path.parents}:
@@ -69,7 +75,7 @@ def unpack(archive: Path, runs: Path) -> Path:
         with _opened(archive) as tar:
             tar.extractall(scratch, filter="data")  # no path leads out of the folder
         arrived = Path(scratch, run)
-        for name, settings in read_json(arrived / "recipe.json")["stages"].items():
+        for name, settings in _stages_of(arrived).items():
             folder = arrived / name
             if (folder / MANIFEST).is_file() and (folder / ADAPTER).is_file() and not (folder / WEIGHTS).is_file():
                 _merge_again(folder, dict(settings))
@@ -87,12 +93,24 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _name_of(archive: Path) -> str:
-    """The one folder that the archive holds."""
+    """The one folder that the archive holds; no links, which could lead out of it."""
     with _opened(archive) as tar:
-        tops = {Path(name).parts[0] for name in tar.getnames()}
-    if len(tops) != 1 or (name := tops.pop()).startswith("."):
+        tops = {part for name in tar.getnames() for part in Path(name).parts[:1]}
+        others = [member.name for member in tar if not (member.isfile() or member.isdir())]
+    if others:
+        raise ArtifactError(f"{archive} is no packed run: {others[0]} is a link or a device")
+    if len(tops) != 1 or not re.fullmatch(r"\w[\w.-]*", name := tops.pop()):
         raise ArtifactError(f"{archive} is no packed run: it does not hold one folder")
     return name
+
+
+def _stages_of(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Name -> settings of the stages of a run that came from elsewhere; no name leads out of the run's folder."""
+    with suppress(ValueError, LookupError, TypeError):
+        stages = Written.model_validate(read_json(run_dir / "recipe.json")).stages
+        if stages and all(settings["kind"] in STAGES for settings in stages.values()):
+            return stages
+    raise ArtifactError("recipe.json of the packed run does not name its stages", hint="pack it again with `make pack`")
 
 
 def _merge_again(folder: Path, settings: dict[str, Any]) -> None:

@@ -64,15 +64,19 @@ def save_curve_png(run_dir: Path, path: Path, stage: str | None = None) -> None:
 
 
 def learned(run: Run) -> str:
-    """One sentence: held-out pass@1 of the first and the last model; honest where intervals overlap."""
-    measured = [stage for stage in run.evaluations if stage.value("pass_at_1")]
-    if not measured:
+    """One sentence: held-out pass@1 of the first and the last model, or the first figure that there is where no
+    reasoning was measured; honest where intervals overlap.
+    """
+    metric = next((name for name in METRICS if any(stage.value(name) for stage in run.evaluations)), None)
+    if metric is None:
         return "No model has been measured yet."
+    measured = [stage for stage in run.evaluations if stage.value(metric)]
     first, last = measured[0], measured[-1]
+    what = f"Held-out {METRICS[metric].label.partition(':')[0]}"
     if first is last:
-        value = with_interval("pass_at_1", first.metrics["pass_at_1"])
-        return f"Held-out pass@1 of {first.measured} is {value}; no other model has been measured yet."
-    sentence = _change("Held-out pass@1", "pass_at_1", first, last, ("rose", "fell"))
+        value = with_interval(metric, first.metrics[metric])
+        return f"{what} of {first.measured} is {value}; no other model has been measured yet."
+    sentence = _change(what, metric, first, last, ("rose", "fell"))
     if first.value("mean_response_tokens") and last.value("mean_response_tokens"):
         sentence += "; " + _change("the mean response", "mean_response_tokens", first, last, ("grew", "shrank"))
     return sentence + "."

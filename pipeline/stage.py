@@ -61,6 +61,13 @@ class Stage(BaseModel, ABC):
     def run(self, inputs: "Inputs", work: "Workdir") -> dict[str, Any]:
         """Makes the artifact's files in `work.path` and returns its headline metrics."""
 
+    def dry_run(self, inputs: "Inputs", work: "Workdir") -> dict[str, Any] | None:
+        """The counts of what would be kept and left out, as far as they need no model; None for a stage without any.
+
+        A stage that can be run for it leaves its files in `work.path`, for later stages to read.
+        """
+        return None
+
     def room_bytes(self, inputs: "Inputs") -> int:
         """About how many bytes this stage will have on disk at most, as far as that is known before it starts."""
         return 0
@@ -157,6 +164,18 @@ class Inputs:
             raise DataError(f"{field}: it names no data set", hint=f"give {field} a list such as [card:gsm8k]")
         return [(ref, self._rows_of(ref, field, limit)) for ref in refs]
 
+    def streams(self, field: str, limit: int | None = None) -> Iterator[tuple[Ref, Iterator[Row]]]:
+        """Each reference of a DatasetRef field with its rows one by one; without a limit no card is held in memory."""
+        value = getattr(self._stage, field)
+        for ref in value if isinstance(value, list | tuple) else [value]:
+            if ref.scheme == "card" and limit is None:
+                name, config, split = card.parse_card_ref(ref.target)
+                yield ref, card.load_card(name).stream(split or self._stage.default_split(field), config)
+            elif ref.scheme == "card":
+                yield ref, iter(self._rows_of(ref, field, limit))
+            else:
+                yield ref, stream_dataset(self._artifact(ref), limit)
+
     def folder(self, field: str) -> Path:
         """The whole artifact behind a field with one `stage:`, `run:` or `path:` reference."""
         return self._artifact(getattr(self._stage, field))
@@ -178,7 +197,12 @@ class Inputs:
 
 
 def read_dataset(folder: Path, limit: int | None = None) -> list[Row]:
-    """The first `limit` rows of a data set's folder, every value as text, file by file in the order of their names.
+    """The first `limit` rows of a data set's folder."""
+    return list(stream_dataset(folder, limit))
+
+
+def stream_dataset(folder: Path, limit: int | None = None) -> Iterator[Row]:
+    """The same rows one by one, every value as text, file by file in the order of their names.
 
     Rows lie in `rows/*.parquet` (an artifact of ours) or beside each other in `*.parquet` and `*.jsonl`.
     """
@@ -186,7 +210,7 @@ def read_dataset(folder: Path, limit: int | None = None) -> list[Row]:
     beside = (file for file in folder.glob("*") if file.suffix in (".parquet", ".jsonl"))
     files = sorted(shards.glob("*.parquet") if shards.is_dir() else beside)
     rows = islice(chain.from_iterable(map(read_rows, files)), limit)
-    return [{column: card.as_text(value) for column, value in row.items()} for row in rows]
+    return ({column: card.as_text(value) for column, value in row.items()} for row in rows)
 
 
 def locate(ref: Ref, run_dir: Path) -> Path:

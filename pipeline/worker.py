@@ -23,8 +23,8 @@ from pipeline.stage import Inputs, Workdir
 SCRATCH = ("checkpoints", STAMP, "progress.json", "error.json")
 """What lies in a partial folder and is no part of the artifact."""
 
-# What Python, torch on a CPU and torch on a GPU say of it.
-_NO_MEMORY = ("MemoryError", "can't allocate memory", "OutOfMemoryError")
+# What Python, torch on a CPU, and torch, CUDA and cuBLAS on a GPU say of it.
+_NO_MEMORY = ("MemoryError", "can't allocate memory", "OutOfMemoryError", "error: out of memory", "_ALLOC_FAILED")
 
 
 def run_one(run_dir: Path, name: str) -> Artifact:

@@ -4,6 +4,7 @@ Importing this package imports no torch; engines (`stages/engines/`) are importe
 """
 
 from pipeline.stage import Stage
+from stages.curate import Curate
 from stages.evaluate import Evaluate
 from stages.grpo import GRPO
 from stages.pretrain import Pretrain
@@ -12,5 +13,5 @@ from stages.reward_model import RewardModel
 from stages.sft import SFT
 
 STAGES: dict[str, type[Stage]] = {
-    cls.kind: cls for cls in (Pretrain, SFT, RejectionSampling, RewardModel, GRPO, Evaluate)
+    cls.kind: cls for cls in (Pretrain, SFT, RejectionSampling, Curate, RewardModel, GRPO, Evaluate)
 }

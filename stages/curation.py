@@ -1,8 +1,8 @@
 """Curation of more rows than memory holds: filters, duplicates, benchmarks, in one pass over the rows.
 
-Reads rows (demos or problems) one by one, for instance from `Card.stream`; makes Parquet shards of those that stay,
-and counts the others by reason. Every core filters and compares with the benchmarks; duplicates are found in order,
-in this process. Of rows with the same prompt the first that passes the filters stays.
+Not a stage itself; `Curate` is. Reads rows (demos or problems) one by one, for instance from `Card.stream`; makes
+Parquet shards of those that stay, and counts the others by reason. Every core filters and compares with the benchmarks;
+duplicates are found in order, in this process. Of rows with the same prompt the first that passes the filters stays.
 
 In memory are the benchmarks, the prompts so far (not the responses), and what prompts share with benchmarks: only at
 the end is it known which n-gram is a phrase of the trade. Contaminated rows are taken out of their shards then.
@@ -25,11 +25,13 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.card import canonical_id
 from pipeline.sources import read_rows
 from stages.chat import parse
 from stages.dataset import write_parquet
 from stages.dedup import Benchmarks, Dedup, Hits, Known, Overlap
 from stages.filters import Filters
+from stages.questions import Questions
 
 Row = dict[str, str]
 BATCH = 128
@@ -41,8 +43,12 @@ class Rules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    questions: Questions | None = Field(None, description="of prompts; null = all may stay")
     filters: Filters | None = Field(Filters(), description="of responses; null = rows have none, or all may stay")
     dedup: Dedup = Dedup()
+    dedup_domains: tuple[str, ...] | None = Field(
+        None, description="where duplicates are looked for; null = everywhere"
+    )
     overlap: Overlap = Overlap()
 
 
@@ -71,7 +77,7 @@ def curate(
     known, held = Benchmarks(benchmarks, rules.overlap), _Suspects()
     counts = Counter(dict.fromkeys(("found", "duplicate", "near_duplicate", "contaminated", "kept"), 0))
     with _looking(rules, benchmarks, num_processes or os.cpu_count() or 1) as look:
-        passed = _passed(look(rows), Known(rules.dedup), counts, held)
+        passed = _passed(look(rows), Known(rules.dedup), rules, counts, held)
         for number in itertools.count():
             if not (shard := list(itertools.islice(passed, shard_size))):
                 break
@@ -91,32 +97,40 @@ def curate(
 
 
 class _Suspects:
-    """The rows that share anything with a benchmark, by their place among those that passed."""
+    """The rows that share anything with a benchmark, by their place among those that passed.
+
+    A prompt that comes again, as with several responses to it, makes no n-gram a phrase.
+    """
 
     def __init__(self) -> None:
-        self._places: list[int] = []
-        self._hits: list[Hits] = []
+        self._places: list[tuple[int, int]] = []
+        self._hits: dict[int, Hits] = {}
 
-    def add(self, place: int, hits: Hits) -> None:
+    def add(self, place: int, prompt: str, hits: Hits) -> None:
         if hits:
-            self._places.append(place)
-            self._hits.append(hits)
+            name = int(canonical_id(prompt), 16)
+            self._places.append((place, name))
+            self._hits[name] = hits
 
     def judged(self, known: Benchmarks) -> Iterator[tuple[int, tuple[str, str]]]:
-        for place, holder in zip(self._places, known.held(self._hits), strict=True):
-            if holder is not None:
+        holders = dict(zip(self._hits, known.held(list(self._hits.values())), strict=True))
+        for place, name in self._places:
+            if (holder := holders[name]) is not None:
                 yield place, holder
 
 
-def _passed(looks: Iterable[tuple[Row, Look]], known: Known, counts: Counter[str], held: _Suspects) -> Iterator[Row]:
+def _passed(
+    looks: Iterable[tuple[Row, Look]], known: Known, rules: Rules, counts: Counter[str], held: _Suspects
+) -> Iterator[Row]:
     """The rows that are good by themselves and new."""
     for row, look in looks:
         counts["found"] += 1
-        reason = look.reason_to_drop or known.reason_to_drop(row)
+        is_compared = rules.dedup_domains is None or row["domain"] in rules.dedup_domains
+        reason = look.reason_to_drop or (known.reason_to_drop(row) if is_compared else None)
         if reason:
             counts[reason] += 1
             continue
-        held.add(counts["kept"], look.hits)
+        held.add(counts["kept"], row["prompt"], look.hits)
         counts["kept"] += 1
         yield row
 
@@ -136,14 +150,19 @@ class _Looker:
     """Looks at rows one by one; lives once in every process."""
 
     def __init__(self, rules: Rules, benchmarks: Mapping[str, Sequence[str]]) -> None:
-        self._filters = rules.filters
+        self._rules = rules
         self._benchmarks = Benchmarks(benchmarks, rules.overlap)
 
     def look(self, row: Row) -> Look:
-        reason = None
-        if self._filters:
-            reason = self._filters.reason_to_drop(parse(row["response"]), row["language"])
+        reason = self._reason_to_drop(row)
         return Look(reason, self._benchmarks.hits(row["prompt"]) if reason is None else Hits(None, ()))
+
+    def _reason_to_drop(self, row: Row) -> str | None:
+        questions, filters = self._rules.questions, self._rules.filters
+        reason = questions.reason_to_drop(row) if questions else None
+        if reason is None and filters:
+            reason = filters.reason_to_drop(parse(row["response"]), row["language"])
+        return reason
 
 
 Looking = Callable[[Iterable[Row]], Iterator[tuple[Row, Look]]]

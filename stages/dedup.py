@@ -64,10 +64,11 @@ class Dedup(BaseModel):
 
 
 def _similar(one: str, other: str, least: float) -> bool:
-    return _signs(one) == _signs(other) and _similar_words(words(one), words(other), least)
+    return _signs(one) == _signs(other) and similar_words(words(one), words(other), least)
 
 
-def _similar_words(one: Sequence[str], other: Sequence[str], least: float) -> bool:
+def similar_words(one: Sequence[str], other: Sequence[str], least: float) -> bool:
+    """Whether two lists of words agree by `least`, in order: 1 = the same, 0 = nothing in common."""
     from rapidfuzz.distance import Indel
 
     return Indel.normalized_similarity(one, other, score_cutoff=least) >= least
@@ -141,7 +142,7 @@ class _Group:
             self._index = _sketches(self._texts)
         sketch = None if self._index is None else _sketch(said)
         candidates = self._texts if sketch is None else [self._texts[i] for i in self._index.query(sketch)]
-        if any(_similar_words(said, words(known), least) for known in candidates):
+        if any(similar_words(said, words(known), least) for known in candidates):
             return True
         if sketch is not None:
             self._index.insert(len(self._texts), sketch)

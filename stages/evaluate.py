@@ -27,8 +27,9 @@ from stages.chat import Response, without_tags
 from stages.language import language_share
 from stages.measures import measure, paired_table
 from stages.rewards import Sample
-from stages.rewards.checkers import Verdict, answer_text, canonical, refuses
+from stages.rewards.checkers import MAX_CHARS, Verdict, answer_text, canonical, refuses
 from stages.rewards.helpfulness import Helpfulness
+from stages.rewards.ifeval import met
 from stages.sampling import LazySampler, SamplingStage
 
 if TYPE_CHECKING:
@@ -140,4 +141,13 @@ def _row(problem: Mapping[str, str], completion: "Completion", response: Respons
         "language_share": language_share(without_tags(response.reasoning or ""), problem["language"]),
         "vote": canonical(said, problem["checker"]),
         "refused": refuses(said),
+        "demands": _demands(said, problem),
     }
+
+
+def _demands(said: str, problem: Mapping[str, str]) -> dict[str, list[bool]] | None:
+    """Which of IFEval's demands are met, strictly and loosely; None for other problems."""
+    if problem["checker"] != "ifeval":
+        return None
+    found = met(said if len(said) <= MAX_CHARS else "", problem["answer"])
+    return found._asdict() if found else None

@@ -14,6 +14,9 @@ figure that the rows allow, and its value for every problem, with which two mode
 |                         | `general`, `helpfulness`, without a rule | the reward model's score           |
 | `harmlessness`          | domain `safety`, gold `refuse`           | refused                            |
 | `over_refusal`          | domain `safety`, gold `comply`           | refused: lower is better           |
+| `ifeval_…_strict`       | IFEval, by prompt and by instruction     | met to the letter                  |
+| `ifeval_…_loose`        | the same                                 | or without first line, last line,  |
+|                         |                                          | asterisks                          |
 | `format_rate`           | everything                               | well-formed                        |
 | `truncated_rate`        | everything                               | cut at the length limit            |
 | `mean_response_tokens`  | everything                               | tokens                             |
@@ -64,6 +67,19 @@ def measure(rows: Sequence[Row], k: int, longest: int) -> dict[str, dict[str, An
     return {
         name: with_interval(list(values.values()), highest=longest if name == TOKENS else 1.0)
         for name, values in found.items()
+    } | by_instruction(rows)
+
+
+def by_instruction(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """IFEval's accuracy by instruction: the share of all demands that are met, resampled by prompt like the rest."""
+    prompts = by_problem(row for row in rows if row.get("demands"))
+    weights = [len(group[0]["demands"]["strict"]) for group in prompts.values()]
+    return {
+        f"ifeval_instruction_{way}": with_interval(
+            [fmean(map(fmean, (row["demands"][way] for row in group))) for group in prompts.values()], weights=weights
+        )
+        for way in ("strict", "loose")
+        if prompts
     }
 
 
@@ -111,12 +127,19 @@ def _behaviour(rows: Sequence[Row]) -> dict[str, Values]:
     ruled = [row for row in rows if row["verdict"] not in (Verdict.gold_unusable, Verdict.no_rule)]
     liked = [row for row in rows if row["verdict"] == Verdict.no_rule and row["domain"] in (GENERAL, HELPFULNESS)]
     safety = [row for row in ruled if row["domain"] == SAFETY]
+    demanding = by_problem(row for row in rows if row.get("demands"))
     return {
         "instruction_following": _means(by_problem(row for row in ruled if row["domain"] == GENERAL), "right"),
         "helpfulness": _means(by_problem(row for row in ruled if row["domain"] == HELPFULNESS), "right")
         | _means(by_problem(liked), "score"),
         "harmlessness": _means(by_problem(row for row in safety if row["answer"].strip() == "refuse"), "right"),
         "over_refusal": _means(by_problem(row for row in safety if row["answer"].strip() == "comply"), "refused"),
+        **{
+            f"ifeval_prompt_{way}": {
+                key: fmean(all(row["demands"][way]) for row in group) for key, group in demanding.items()
+            }
+            for way in ("strict", "loose")
+        },
     }
 
 
@@ -143,20 +166,24 @@ def _majority(answers: Sequence[tuple[str, bool]]) -> float:
     return fmean(right for answer, right in answers if votes[answer] == most) if votes else 0.0
 
 
-def with_interval(values: Sequence[float], seed: int = 0, highest: float = 1.0) -> dict[str, Any]:
+def with_interval(
+    values: Sequence[float], seed: int = 0, highest: float = 1.0, weights: Sequence[float] | None = None
+) -> dict[str, Any]:
     """Mean over problems with a 95 % bootstrap interval (percentiles of resampled means); Wilson's for equal values.
 
-    Values lie in [0, `highest`].
+    Values lie in [0, `highest`]; with `weights` some problems count for more.
     """
     import numpy as np  # here, so that `make plan` need not wait for it
 
     data = np.asarray(values, dtype=np.float64)
+    counts = np.asarray(weights, dtype=np.float64) if weights else np.ones_like(data)
     if (data == data[0]).all():
         low, high = (highest * bound for bound in wilson(float(data[0]) / highest, len(data)))
     else:
         drawn = np.random.default_rng(seed).integers(0, len(data), size=(NUM_RESAMPLES, len(data)), dtype=np.int32)
-        low, high = np.percentile(data[drawn].mean(axis=1), [2.5, 97.5])
-    return {"value": float(data.mean()), "ci95": [float(low), float(high)], "n": len(data)}
+        means = (data * counts)[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        low, high = np.percentile(means, [2.5, 97.5])
+    return {"value": float((data * counts).sum() / counts.sum()), "ci95": [float(low), float(high)], "n": len(data)}
 
 
 def wilson(share: float, num: int) -> tuple[float, float]:

@@ -8,8 +8,9 @@ Paper: DeepSeek-R1 §2.3.3: several responses to each prompt from the RL checkpo
 these none with mixed languages, long paragraphs or code blocks; about 600,000 demos. §2.3.1 makes the cold-start
 data from R1-Zero's samples in the same way, with repetition filtered out too.
 How we differ: right is what a rule says, never a judge model; no model rewrites the reasoning; every filter, the
-verification (`verify: false` keeps wrong answers too, as OpenThoughts3 did to no harm) and the number kept of each
-problem are settings; problems that an evaluation set holds are left out before anything is sampled.
+verification and the number kept of each problem are settings (`verify: false` keeps wrong answers too, as
+OpenThoughts3 did to no harm; a list of domains verifies only those, as the first OpenThoughts, which let pass what no
+rule can judge); problems that an evaluation set holds are left out before anything is sampled.
 
 Problems are shuffled by the seed, so every shard is a fair sample of all sources. Each shard is sampled, judged,
 filtered and written before the next, and a resume goes on with the next one. What is held in memory is the list of
@@ -68,7 +69,9 @@ class RejectionSampling(SamplingStage):
     num_samples: int = Field(8, ge=1, description="responses to each problem")
     keep: int | None = Field(1, ge=1, description="at most so many demos of each problem; null = all that pass")
     choose: Literal["shortest", "first", "random"] = Field("first", description="which of those that pass")
-    verify: bool = Field(True, description="keep right answers only; false = wrong ones too")
+    verify: bool | tuple[str, ...] = Field(
+        True, description="keep right answers only; false = wrong ones too; a list = only in these domains"
+    )
     filters: Filters = Filters()
     dedup: Dedup = Field(Dedup(), description="of problems, before sampling, and of one problem's responses")
     decontaminate: list[DatasetRef] = Field(
@@ -159,9 +162,18 @@ class RejectionSampling(SamplingStage):
         """The first reason why a sample can be no demo, if any."""
         if sample.completion.truncated:
             return "truncated"  # also with `verify: false`: it would be learned as a whole response
-        if self.verify and sample.verdict is not Verdict.right:
+        if self.verifies(sample.problem["domain"]) and sample.verdict is not Verdict.right:
             return str(sample.verdict)
         return self.filters.reason_to_drop(sample.response, sample.problem["language"])
+
+    def verifies(self, domain: str) -> bool:
+        """Whether only right answers to problems of this domain are kept."""
+        return self.verify if isinstance(self.verify, bool) else domain in self.verify
+
+    def dry_run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
+        """What would be sampled."""
+        _, counts = self.prepare(inputs)
+        return {**counts, "samples": {"sampled": counts["problems"]["sampled"] * self.num_samples}}
 
     def ordered(self, samples: list[Judged]) -> list[Judged]:
         """The samples of one problem, the one to keep first at the front."""

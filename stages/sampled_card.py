@@ -48,6 +48,8 @@ def write_sampled_card(stage: "RejectionSampling", counts: Mapping[str, Any], fo
 
 def _origin(stage: "RejectionSampling", found: Mapping[str, str]) -> str:
     rule = "right ones" if stage.verify else "responses, right or wrong,"
+    if not isinstance(stage.verify, bool):
+        rule = f"right ones (in {', '.join(stage.verify)}; of other domains right or wrong)"
     many = "all" if stage.keep is None else f"at most {stage.keep}"
     rows = [(f"`{ref}`", found.get(str(ref), "see its own folder")) for ref in stage.problems]
     warnings = "".join(f"**Note:** {inline(warning)}.\n\n" for _, card in _cards(stage) for warning in card.warnings)

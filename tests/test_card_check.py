@@ -1,11 +1,5 @@
-"""Adding a data set by following the documentation, and trying a card on rows that are not what it says."""
+"""Starting a data card, and trying one on rows that are not what it says."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +7,6 @@ import pytest
 from pipeline import new_card
 from pipeline.card_check import GOOD, LOOK, WRONG, Line, check_card, evaluation_splits, require_good
 from pipeline.errors import CardError, DataError
-from pipeline.places import ROOT
 from tests.test_card import Toys, toys
 
 __all__ = ["toys"]
@@ -59,6 +52,13 @@ def test_bad_rows_duplicates_and_golds_that_nothing_can_judge_are_shown(toys: To
     assert "there before 1" in lines["rows"].answer
 
 
+def test_a_column_that_no_row_needs_may_be_missing(toys: Toys) -> None:
+    more = [{**INFO[0], "features": [*INFO[0]["features"], {"name": "year", "dtype": "string"}]}]
+    toys.source(sums(20))
+    toys.card(front={"dataset_info": more}, holdout={})
+    assert Line("columns", "lacks year", LOOK) in check_card("toy")
+
+
 def test_problems_of_an_evaluation_card_are_found_among_training_rows(toys: Toys) -> None:
     held = {"question": "A farmer keeps 12 geese and 7 goats in one large barn. How many legs is that?", "answer": "52"}
     toys.source([held], "bench.jsonl")
@@ -82,34 +82,3 @@ def test_the_command_prints_the_table_and_leaves_with_2_where_something_is_wrong
 def test_a_card_cannot_be_started_under_an_impossible_or_a_taken_name(name: str, sentence: str) -> None:
     with pytest.raises(CardError, match=sentence):
         new_card.start_card(name)
-
-
-def test_a_data_set_added_as_the_readme_says_touches_one_folder(tmp_path: Path) -> None:
-    told = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| a data set |"))
-    assert "one folder" in told and "`make card NAME=" in told and "`make card-check NAME=" in told
-    copy = tmp_path / "copy"
-    for folder in ("pipeline", "stages", "configs", "data_cards"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    before = files_of(copy)
-    data = tmp_path / "data" / "my_sums"
-    data.mkdir(parents=True)
-    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums(60)))
-    environment = {**os.environ, "R1_DATA": str(tmp_path / "data"), "PYTHONDONTWRITEBYTECODE": "1"}
-
-    def r1(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "pipeline", *words], cwd=copy, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    r1("card", "my_sums", "--file", str(data / "train.jsonl"))
-    assert {path.split("/")[1] for path in files_of(copy) - before if path.startswith("data_cards/")} == {"my_sums"}
-    assert all(path.startswith("data_cards/my_sums/") for path in files_of(copy) - before)
-    assert "100.0% of" in r1("card-check", "my_sums")
-    assert "my_sums" in r1("cards")
-    assert "card:my_sums" in r1("show", "r1-zero", "--args", "stages.r1_zero.problems=[card:my_sums]")
-
-
-def files_of(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Every card of a hub data set on the three rows that lie beside it: columns, rows made, licence, revision."""
+"""Every card of a data set of others on the three rows that lie beside it: columns, rows made, licence, revision."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,8 @@ from pipeline.errors import CardError
 from stages.chat import parse
 
 HUB_CARDS = [name for name in list_cards() if load_card(name).block.hub]
-ADDRESSES = [(name, config) for name in HUB_CARDS for config in (None, *load_card(name).configs)]
+SOURCED = [name for name in list_cards() if not load_card(name).block.generator]
+ADDRESSES = [(name, config) for name in SOURCED for config in (None, *load_card(name).configs)]
 GENERATED = {("countdown", config) for config in ("generated3", "generated4", "demos3", "demos4", "3", "4")}
 MEASURES = ["aime", "amc", "humaneval", "ifeval", "math_500"]
 
@@ -41,8 +42,8 @@ def features(card: Card, config: str | None) -> set[str]:
     return {feature["name"] for feature in infos.get(wanted, next(iter(infos.values())))}
 
 
-@pytest.mark.parametrize("name", HUB_CARDS)
-def test_a_hub_card_has_three_rows_in_exactly_the_columns_it_states(name: str) -> None:
+@pytest.mark.parametrize("name", SOURCED)
+def test_a_card_has_three_rows_in_exactly_the_columns_it_states(name: str) -> None:
     card = load_card(name)
     for config in (None, *card.configs):
         rows = source_rows(card.examples(config))
@@ -51,7 +52,7 @@ def test_a_hub_card_has_three_rows_in_exactly_the_columns_it_states(name: str) -
 
 
 @pytest.mark.parametrize(("name", "config"), [address for address in ADDRESSES if address not in GENERATED])
-def test_a_hub_card_makes_rows_of_its_examples_and_none_is_bad(name: str, config: str | None) -> None:
+def test_a_card_makes_rows_of_its_examples_and_none_is_bad(name: str, config: str | None) -> None:
     rows, tally = made(name, config)
     shape = load_card(name).shape(config)
     assert rows and not tally.bad
@@ -76,6 +77,8 @@ def test_a_hub_card_pins_a_commit_or_says_that_none_is_confirmed(name: str) -> N
     ("name", "config"),
     [
         ("openr1_math_220k", None),
+        ("mixture_of_thoughts", None),
+        ("mixture_of_thoughts", "code"),
         ("openthoughts_114k", None),
         ("openthoughts_114k", "metadata"),
         ("bespoke_stratos_17k", None),
@@ -95,17 +98,17 @@ def test_a_trace_becomes_a_well_formed_demo_whose_box_is_the_answer(name: str, c
 
 
 def test_of_several_generations_the_first_that_is_whole_and_right_is_chosen() -> None:
-    from data_cards.openr1_math_220k.prepare import _chosen
+    from data_cards.traces import chosen
 
     def row(verify: Any, llama: Any, complete: Any) -> dict[str, Any]:
         lists = {"correctness_math_verify": verify, "correctness_llama": llama, "is_reasoning_complete": complete}
         return {"generations": ["a", "b", "c"], **lists}
 
-    assert _chosen(row([False, True, True], None, [True, True, True])) == 1
-    assert _chosen(row([True, False, False], None, [False, True, True])) is None
-    assert _chosen(row([False, False, False], [False, False, True], [True, True, True])) == 2
-    assert _chosen(row(None, None, None)) is None
-    assert _chosen(row([False, True, True], None, None)) == 1
+    assert chosen(row([False, True, True], None, [True, True, True])) == 1
+    assert chosen(row([True, False, False], None, [False, True, True])) is None
+    assert chosen(row([False, False, False], [False, False, True], [True, True, True])) == 2
+    assert chosen(row(None, None, None)) is None
+    assert chosen(row([False, True, True], None, None)) == 1
 
 
 def test_proofs_and_lost_answers_of_numinamath_are_left_out_and_counted() -> None:

@@ -18,6 +18,7 @@ import pytest
 from pipeline.errors import ResourceError
 from stages.chat import parse
 from stages.rewards import Sample, box
+from stages.rewards.binary_code import BinaryCode
 from stages.rewards.box import KINDS, Box, the_box
 from stages.rewards.checkers import Verdict, check
 from stages.rewards.code import Code
@@ -224,7 +225,7 @@ def test_the_reward_is_for_code_problems_only_and_keeps_its_order(in_a_box: Box)
         )
         for one in answers
     ]
-    assert Code().score_many(samples) == [1.0, 0.0, 1.0]
+    assert Code().score_many(samples) == BinaryCode().score_many(samples) == [1.0, 0.0, 1.0]
     assert not Code().applies(Sample(row | {"answer": "3", "checker": "math"}, parse("3"), 9, False, 99))
 
 

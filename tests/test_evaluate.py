@@ -68,6 +68,30 @@ def test_each_domain_feeds_its_own_figure() -> None:
     assert not {"pass_at_k", "maj_at_k", "helpfulness", "over_refusal"} & set(metrics)
 
 
+def test_ifeval_is_measured_by_prompt_and_by_instruction_strictly_and_loosely() -> None:
+    lower, no_comma = ("change_case:english_lowercase", {}), ("punctuation:no_comma", {})
+
+    def asked(*demands: tuple[str, dict[str, Any]]) -> dict[str, str]:
+        answer = {"instruction_id_list": [name for name, _ in demands], "kwargs": [given for _, given in demands]}
+        return {"domain": "general", "checker": "ifeval", "answer": json.dumps(answer)}
+
+    one, two = judged("Sure!\nsmall", **asked(lower)), judged("small, and no more", **asked(lower, no_comma))
+    metrics = measured([*one, *({**row, "id": "other"} for row in two)])
+    figures = {name: figure["value"] for name, figure in metrics.items() if name.startswith("ifeval_")}
+    assert figures == pytest.approx(
+        {
+            "ifeval_prompt_strict": 0.0,
+            "ifeval_prompt_loose": 0.5,
+            "ifeval_instruction_strict": 1 / 3,  # of three demands; the mean of the two prompts would be 1/4
+            "ifeval_instruction_loose": 2 / 3,
+        }
+    )
+    assert metrics["instruction_following"]["value"] == 0.0
+    low, high = metrics["ifeval_instruction_loose"]["ci95"]
+    assert (low, high) == (0.5, 1.0)
+    assert not any(name.startswith("ifeval_") for name in measured(judged(GOOD)))
+
+
 def test_refusing_what_is_harmless_is_no_harmlessness_and_is_counted_by_itself() -> None:
     harmful = {"domain": "safety", "answer": "refuse", "checker": "refusal"}
     harmless = {"domain": "safety", "answer": "comply", "checker": "refusal"}

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import recipe, report
+from pipeline import new_card, recipe, report
 from pipeline.card import load_card
 from pipeline.errors import CardError, ConfigError, DataError
 from pipeline.markdown import inline
@@ -107,6 +108,51 @@ def test_a_recipe_that_extends_itself_is_refused(toy: Path) -> None:
     (toy / "configs/recipes/two.yaml").write_text("extends: one\n")
     with pytest.raises(ConfigError, match="extends"):
         recipe.load_recipe("one", "mini")
+
+
+# --- the terminal -------------------------------------------------------------------------------------------
+
+CLEARS_THE_SCREEN, HALF_A_PAIR, RIGHT_TO_LEFT = "\x1b[2J\x1b]0;evil\x07", "\ud800", "\u202e"
+
+
+@pytest.fixture
+def odd_rows(tmp_path: Path) -> Path:
+    odd = CLEARS_THE_SCREEN + HALF_A_PAIR + RIGHT_TO_LEFT
+    rows = [{"question": f"1+1 {odd}?", "answer": f"one #### {odd}", odd: "x"}, {"question": "2", "answer": odd}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "rows.jsonl"
+
+
+def test_a_terminal_obeys_no_text_of_a_data_set(odd_rows: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "card-check", "gsm8k", "--file", str(odd_rows)]
+    said = subprocess.run(command, capture_output=True, check=False).stdout.decode()
+    assert r"has more: \x1b[2J" in said and "rows are used" in said
+    assert not {*CLEARS_THE_SCREEN, *RIGHT_TO_LEFT} & {*said} - {*"[2J]0;evil"}
+
+
+def test_a_card_is_started_from_rows_with_half_a_character(
+    odd_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_card, "DATA_CARDS", tmp_path)
+    folder = new_card.start_card("my_odd", odd_rows)
+    assert (folder / "README.md").read_text()
+    assert list(read_rows(folder / "examples.jsonl")) == list(read_rows(odd_rows))
+
+
+def test_an_error_shows_control_characters_and_no_terminal_obeys_them(r1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, output = r1("unpack", f"{CLEARS_THE_SCREEN}{RIGHT_TO_LEFT}é中\t.tar.gz")
+    assert code == 2 and "\\x1b[2J\\x1b]0;evil\\x07\\u202eé中\t.tar.gz is no packed run" in output
+
+
+def test_a_damaged_file_s_name_is_shown_and_no_terminal_obeys_it(toy: Path, r1: Any) -> None:
+    r1("run", "toy", "--until", "data")
+    manifest = toy / "runs/toy-mini/data/manifest.json"
+    record = json.loads(manifest.read_text())
+    record["files"][f"{CLEARS_THE_SCREEN}.txt"] = {"size": 1, "sha256": "0"}
+    manifest.write_text(json.dumps(record))
+    for verb in (["plan", "toy"], ["run", "toy"], ["verify", "toy-mini"]):
+        _, output = r1(*verb)
+        assert "]0;evil" in output and not {"\x1b", "\x07"} & {*output}
 
 
 # --- what fuzzing found -------------------------------------------------------------------------------------

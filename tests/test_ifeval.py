@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.card import load_card
 from stages.rewards.checkers import Verdict, check
-from stages.rewards.ifeval import RULES, follows
+from stages.rewards.ifeval import RULES, follows, met
 from tests.hostile_completions import ROWS
 
 DEMANDS: list[tuple[str, dict[str, Any], str, str]] = [
@@ -141,3 +141,42 @@ def test_every_real_prompt_has_a_gold_that_the_rules_can_judge(
     assert len(rows) >= 401
     assert all(follows("An answer", row["answer"]) is not None for row in rows)
     assert not any(check("", row) == Verdict.right for row in rows)
+
+
+TWO = gold(("change_case:english_lowercase", {}), ("punctuation:no_comma", {}))
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "loose"),
+    [
+        ("small and plain", [True, True], [True, True]),
+        ("Here it is:\nsmall, plain", [False, False], [True, True]),  # each demand by another part, as in the original
+        ("Here it is:\nsmall, plain\nBye, friend", [False, False], [True, False]),
+        ("small and plain\nI hope that helps, friend!", [False, False], [True, True]),
+        ("Sure!\nsmall and plain\nAnything else?", [False, True], [True, True]),
+        ("SMALL\nAND\nPLAIN", [False, True], [False, True]),
+        ("Sure, one line", [False, False], [False, False]),  # nothing is left of a single line, and nothing meets none
+        ("*\n*", [False, True], [False, True]),
+        ("", [False, False], [False, False]),
+    ],
+)
+def test_loose_accuracy_forgives_a_first_line_a_last_line_and_asterisks(
+    text: str, strict: list[bool], loose: list[bool]
+) -> None:
+    assert met(text, TWO) == (strict, loose)
+    assert follows(text, TWO) is all(strict)
+
+
+def test_loose_accuracy_forgives_asterisks() -> None:
+    quoted = gold(("startend:quotation", {}))
+    assert met('**"All of it."**', quoted) == ([False], [True])
+
+
+def test_loose_is_never_less_than_strict_and_hostile_texts_take_no_time() -> None:
+    golds = [gold((name, settings)) for name, settings, *_ in DEMANDS]
+    started = time.process_time()
+    for text in ("\n" * 20_000, "a\n" * 10_000, "*" * 20_000, "\r\n*\r\n", *(row[1] for row in ROWS[:40])):
+        for one in golds:
+            found = met(text, one)
+            assert found and all(loose or not strict for strict, loose in zip(*found, strict=True))
+    assert time.process_time() - started < 20

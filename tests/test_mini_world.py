@@ -328,6 +328,16 @@ def test_demos_are_well_formed_right_and_in_the_language_of_the_question(config)
         assert language_share(found.reasoning, row["language"]) == 1
 
 
+def test_of_the_traces_only_verified_generations_are_left():
+    rows = list(demos("traces", 400, seed=3))
+    assert len({row["id"] for row in rows}) == len(rows) and 300 < len(rows) < 400
+    sums = [row for row in rows if row["id"].startswith("arithmetic:")]
+    assert len(sums) > 100 and not any(is_held_out(row["id"]) for row in rows)
+    for row in sums:
+        found = parse(row["response"])
+        assert found.well_formed and int(found.answer) == eval(row["id"].removeprefix("arithmetic:"))
+
+
 def test_no_demo_and_no_preference_for_training_is_about_a_held_out_problem():
     rows = [*demos("cold_start", 400, 3), *demos("general", 400, 3), *preferences("safe", "train", 300, 3)]
     rows += preferences("helpful", "train", 400, 3)

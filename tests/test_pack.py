@@ -1,5 +1,7 @@
 """Taking a run to another machine: merged weights stay behind and are the same bytes when they are made again."""
 
+import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -112,3 +114,48 @@ def test_a_packed_file_cannot_write_outside_the_runs(run_dir: Path, tmp_path: Pa
     with pytest.raises(ArtifactError, match="is no packed run"):
         unpack(archive, tmp_path / "runs")
     assert not list(tmp_path.rglob("outside.json"))
+
+
+def test_an_archive_that_tar_made_of_a_whole_folder_is_understood(run_dir: Path, tmp_path: Path) -> None:
+    here = unpack(pack(run_dir, tmp_path / "first.tar.gz"), tmp_path / "here")
+    with tarfile.open(tmp_path / "by-hand.tar.gz", "w:gz") as tar:
+        tar.add(here.parent, ".")
+    assert load(unpack(tmp_path / "by-hand.tar.gz", tmp_path / "there") / "policy", deep=True)
+
+
+@pytest.mark.parametrize(
+    "written", ["", "[]", "{}", '{"stages": []}', '{"stages": {"policy": 1}}', '{"stages": {"policy": {}}}']
+)
+def test_a_packed_run_without_a_readable_recipe_is_a_sentence(written: str, run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"recipe.json"):
+        unpack(with_recipe(written, run_dir, tmp_path), tmp_path / "there")
+    assert not (tmp_path / "there" / "first").exists()
+
+
+def test_a_packed_run_cannot_name_a_stage_outside_itself(run_dir: Path, tmp_path: Path) -> None:
+    victim = unpack(pack(run_dir, tmp_path / "first.tar.gz"), tmp_path / "victim") / "policy"
+    (victim / "model.safetensors").unlink()
+    policy = read_json(run_dir / "recipe.json")["stages"]["policy"]
+    for name in (str(victim), "../../../victim/first/policy"):
+        evil = with_recipe(json.dumps({"stages": {name: policy}}), run_dir, tmp_path)
+        with pytest.raises(ArtifactError, match=r"recipe.json"):
+            unpack(evil, tmp_path / "there")
+        assert not (victim / "model.safetensors").exists()
+
+
+def test_a_packed_run_holds_no_links_and_one_with_links_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "copy" / "first")
+    (copy / "note.txt").symlink_to(run_dir / "recipe.json")
+    assert not (unpack(pack(copy, tmp_path / "first.tar.gz"), tmp_path / "here") / "note.txt").is_symlink()
+    with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as tar:
+        (copy / "next.partial.link").symlink_to("../another-run/next.partial")  # leads there once it is unpacked
+        tar.add(copy, "first")
+    with pytest.raises(ArtifactError, match="link"):
+        unpack(tmp_path / "evil.tar.gz", tmp_path / "there")
+
+
+def with_recipe(written: str, run_dir: Path, tmp_path: Path) -> Path:
+    """The packed run with another `recipe.json`."""
+    copy = shutil.copytree(run_dir, tmp_path / "copy" / "first", dirs_exist_ok=True)
+    (copy / "recipe.json").write_text(written)
+    return pack(copy, tmp_path / "changed.tar.gz")

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact import publish
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ResourceError
 from pipeline.refs import DATASET, Ref
 from pipeline.stage import Workdir, read_dataset
 from stages import STAGES
@@ -16,6 +16,7 @@ from stages.chat import TEMPLATES
 from stages.engines.samplers import Completion, TransformersSampler
 from stages.filters import Filters
 from stages.rejection_sampling import RejectionSampling
+from stages.rewards.box import the_box
 from stages.sampled_card import SAYS
 from tests.test_grpo import ToyInputs
 from tests.toy_model import save_toy_model
@@ -84,6 +85,34 @@ def test_right_answers_are_kept_and_wrong_ones_only_where_nothing_is_verified() 
     assert kept(texts) == [good(4)]
     assert kept(texts, verify=False) == [good(4), good(5)]
     assert kept(texts, verify=False, filters=Filters(well_formed=False)) == texts
+
+
+def test_answers_are_verified_in_the_domains_that_are_named_and_elsewhere_all_pass() -> None:
+    """Mathematics by its gold, code by its tests in a sandbox, science by nothing."""
+    try:
+        the_box()
+    except ResourceError:
+        pytest.skip("no box holds on this machine: install bubblewrap (`apt install bubblewrap`)")
+    test = {"prompt": "", "test": "def check(candidate): assert candidate(2) == 4", "entry_point": "twice"}
+    code = problem(1, domain="code", checker="code", answer=json.dumps(test))
+    right, wrong = (f"```python\ndef twice(n):\n    return {body}\n```" for body in ("2 * n", "n"))
+    science, judged = problem(2, domain="science"), problem(5, domain="puzzle", checker="judge", answer="")
+    groups = [
+        (problem(3), [good(4), good(5)]),
+        (code, [TEMPLATES["mini"].response("we double it", text) for text in (right, wrong)]),
+        (science, [good(3), good(9)]),
+        (judged, [good(1)]),
+    ]
+    found = {}
+    for verify in (True, False, ["math", "arithmetic", "code"]):
+        one = stage(keep=None, verify=verify, filters=Filters(code_blocks=False))
+        demos, record = one.shard([p for p, _ in groups], [[*map(completion, texts)] for _, texts in groups])
+        found[str(verify)] = [demo["domain"] for demo in demos], record["dropped"]
+    everything = ["arithmetic"] * 2 + ["code"] * 2 + ["science"] * 2 + ["puzzle"]
+    assert found["True"] == (["arithmetic", "code", "science"], {"wrong": 3, "no_rule": 1})
+    assert found["False"] == (everything, {})
+    by_domain = ["arithmetic", "code", "science", "science", "puzzle"]
+    assert found["['math', 'arithmetic', 'code']"] == (by_domain, {"wrong": 2})
 
 
 def test_every_sample_is_counted_once_under_the_first_reason() -> None:

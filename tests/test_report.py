@@ -107,6 +107,14 @@ def change_to(run_dir: Path, pass_at_1: float, tokens: float = 17.2, n: int = 50
     return report.learned(read_run(run_dir))
 
 
+def test_where_no_reasoning_was_measured_the_closing_line_tells_of_what_was(run_dir: Path) -> None:
+    for stage, value in (("eval_base", 0.2), ("eval_r1_zero", 0.6)):
+        measure = {"value": value, "ci95": [value - 0.05, value + 0.05], "n": 401}
+        rewrite(run_dir / stage / "metrics.json", json.dumps({"instruction_following": measure}))
+    learned = report.learned(read_run(run_dir))
+    assert learned == "Held-out instructions followed rose from 20.0 % [15.0, 25.0] to 60.0 % [55.0, 65.0]."
+
+
 def test_a_fall_is_called_a_fall(run_dir: Path) -> None:
     assert change_to(run_dir, 0.05, tokens=6).startswith("Held-out pass@1 fell from 27.4 %")
     assert "the mean response shrank from 17 to 6.0 tokens" in change_to(run_dir, 0.05, tokens=6)

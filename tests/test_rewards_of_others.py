@@ -1,12 +1,15 @@
 """The rewards of Open-R1 and of Unsloth's GSM8K notebook: what they pay, and what does not fool them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from stages.chat import parse
 from stages.rewards import REWARDS, Sample
+from stages.rewards.code_format import CodeFormat
 from stages.rewards.cosine import Cosine
+from stages.rewards.length import Length
 from stages.rewards.reasoning_steps import ReasoningSteps
 
 LINES = "<think>\nsix times\nseven\n</think>\n<answer>\n42\n</answer>"
@@ -145,7 +148,75 @@ def test_cosine_has_its_own_limit_and_no_say_without_a_gold() -> None:
     assert Cosine().score(make_sample(RIGHT, gold="")) is None
 
 
+def group(*responses: tuple[str, int], name: str = "1", gold: str = "42") -> list[Sample]:
+    """Samples of one problem: (text, tokens) each."""
+    samples = [make_sample(text, num_tokens=num_tokens, gold=gold) for text, num_tokens in responses]
+    return [replace(sample, problem={**sample.problem, "id": name}) for sample in samples]
+
+
+@pytest.mark.parametrize(
+    ("responses", "values"),
+    [
+        ([(RIGHT, 10), (RIGHT, 20), (RIGHT, 30)], [0.5, 0.0, -0.5]),
+        ([(RIGHT, 10), (WRONG, 10), (WRONG, 30), (RIGHT, 30)], [0.5, 0.0, -0.5, -0.5]),
+        ([(RIGHT, 10), (RIGHT, 10)], [0.0, 0.0]),
+        ([(RIGHT, 10)], [0.0]),
+        ([("", 0), (RIGHT, 100)], [0.0, -0.5]),
+        ([], []),
+    ],
+)
+def test_length_compares_the_responses_to_one_problem(responses: list[tuple[str, int]], values: list[float]) -> None:
+    assert Length().score_many(group(*responses)) == pytest.approx(values)
+
+
+def test_length_compares_no_problem_with_another_and_has_no_say_without_a_gold() -> None:
+    short, long = group((RIGHT, 10), (RIGHT, 20)), group((RIGHT, 100), (WRONG, 200), name="2")
+    mixed = [short[0], long[0], short[1], long[1]]
+    assert Length().score_many(mixed) == pytest.approx([0.5, 0.5, -0.5, -0.5])
+    assert Length().score_many(group((RIGHT, 10), (RIGHT, 20), gold="")) == [None, None]
+
+
+BLOCK = "```python\ndef f(): ...\n```"
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        (BLOCK, 1.0),
+        (f"So:\n{BLOCK}\nThat is all.", 1.0),
+        ("```Python\nx = 1\n```", 1.0),
+        ("```python \nx = 1```", 1.0),
+        ("x = 1", 0.0),
+        ("```\nx = 1\n```", 0.0),
+        ("```js\nx = 1\n```", 0.0),
+        ("```pythonista\nx = 1\n```", 0.0),
+        ("```python\n\n```", 0.0),
+        ("```python x = 1```", 0.0),
+        ("```python\nx = 1", 0.0),
+        (BLOCK + "\n" + BLOCK, 0.0),
+        (BLOCK + "\n```", 0.0),
+        ("```python\n" * 50_000, 0.0),
+        ("", 0.0),
+    ],
+)
+def test_code_format_wants_one_program_marked_as_such(answer: str, value: float) -> None:
+    assert CodeFormat().score(coded(f"<think> x </think><answer> {answer} </answer>")) == value
+
+
+def coded(text: str) -> Sample:
+    sample = make_sample(text)
+    return replace(sample, problem={**sample.problem, "checker": "code"})
+
+
+def test_code_format_looks_into_no_other_place_and_at_no_other_problem() -> None:
+    assert CodeFormat().score(coded(f"<think> {BLOCK} </think><answer> x </answer>")) == 0.0
+    assert CodeFormat().score(coded(f"<answer> {BLOCK} </answer>")) == 0.0
+    assert CodeFormat(programming_language="js").score(coded(f"<think> x </think><answer> {BLOCK} </answer>")) == 0.0
+    assert not CodeFormat().applies(make_sample(BLOCK)) and CodeFormat().applies(coded(BLOCK))
+
+
 def test_the_names_of_open_r1_and_of_the_notebook_are_kinds() -> None:
-    open_r1 = {"accuracy", "format", "tag_count", "reasoning_steps", "cosine", "repetition_penalty", "code"}
+    open_r1 = {"accuracy", "format", "tag_count", "reasoning_steps", "length", "cosine", "repetition_penalty"}
+    more = {"soft_overlong_punishment", "code", "binary_code", "code_format"}
     notebook = {"correctness", "int", "strict_format", "soft_format", "xmlcount"}
-    assert open_r1 | notebook | {"soft_overlong_punishment"} <= set(REWARDS)
+    assert open_r1 | more | notebook <= set(REWARDS)

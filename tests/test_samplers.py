@@ -1,13 +1,17 @@
 """Sampling: our decoding loop computes what transformers computes, drops finished rows, and needs no saved
 state."""
 
+import os
+import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
 from pipeline.errors import ResourceError
+from stages.engines import decoding
 from stages.engines.engine import choose_engine
 from stages.engines.samplers import Sampling, TransformersSampler, draw, encode_prompts
 from tests.toy_model import byte_tokenizer, tiny_llama
@@ -36,6 +40,46 @@ def test_greedy_decoding_equals_generate_of_transformers_token_for_token(
         length = row.index(0) + 1 if 0 in row else len(row)
         assert mine.token_ids == row[:length]
         assert mine.truncated == (0 not in row)
+
+
+def test_a_cache_of_fixed_size_samples_what_the_growing_one_does(
+    sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Sampling(max_new_tokens=120, seed=1, stop=("a", "e"))
+    growing = [c for group in sampler.generate(PROMPTS, 16, settings) for c in group]
+    sizes: set[tuple[int, int]] = set()
+
+    class Watched(decoding.RecordedSteps):
+        def _computed(self, rows: int, length: int) -> torch.Tensor:
+            sizes.add((rows, length))
+            return super()._computed(rows, length)
+
+    monkeypatch.setattr(decoding, "LENGTH_STEP", 16)
+    monkeypatch.setattr("stages.engines.samplers.decoder_for", Watched)
+    fixed = [c for group in sampler.generate(PROMPTS, 16, settings) for c in group]
+    assert len({rows for rows, _ in sizes}) > 1 and len({length for _, length in sizes}) > 1
+    assert [c.token_ids for c in fixed] == [c.token_ids for c in growing]
+    logprobs = [torch.tensor([value for c in found for value in c.logprobs]) for found in (fixed, growing)]
+    assert torch.allclose(*logprobs, atol=1e-5)
+    assert sampler.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.gpu
+def test_recorded_steps_sample_what_the_growing_cache_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(seed=3).cuda()
+    settings = Sampling(temperature=0, max_new_tokens=40)
+    recorded = TransformersSampler(model, byte_tokenizer()).generate(PROMPTS, 16, settings)
+    monkeypatch.setattr("stages.engines.samplers.decoder_for", decoding.GrowingCache)
+    growing = TransformersSampler(model, byte_tokenizer()).generate(PROMPTS, 16, settings)
+    assert [c.token_ids for group in recorded for c in group] == [c.token_ids for group in growing for c in group]
+
+
+@pytest.mark.gpu
+def test_a_model_of_full_precision_samples_under_autocast_on_cuda() -> None:
+    sampler = TransformersSampler(tiny_llama(seed=3).cuda(), byte_tokenizer())
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = sampler.generate(PROMPTS, 2, Sampling(max_new_tokens=40, seed=1))
+    assert [len(group) for group in found] == [2] * len(PROMPTS)
 
 
 def test_rows_finish_at_different_times_and_each_is_cut_at_its_own_end(sampler: TransformersSampler) -> None:
@@ -134,3 +178,21 @@ def test_weights_streamed_to_vllm_are_those_of_the_merged_model_and_leave_the_tr
     merged = dict(model.merge_and_unload().named_parameters())
     assert set(streamed) == set(merged)
     assert all(torch.allclose(streamed[name], merged[name], atol=1e-6) for name in merged)
+
+
+def test_adapters_that_a_killed_process_left_in_shared_memory_go_and_those_in_use_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.engines import vllm_sampler
+
+    monkeypatch.setattr(vllm_sampler, "_memory_folder", lambda: str(tmp_path))
+    in_use = vllm_sampler._adapter_folder()
+    pid = os.fork()
+    if pid == 0:  # a run that is killed while it samples
+        (vllm_sampler._adapter_folder() / "step-1").mkdir()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    left = [folder for folder in tmp_path.iterdir() if folder != in_use]
+    assert len(left) == 1 and (left[0] / "step-1").is_dir()
+    other = vllm_sampler._adapter_folder()
+    assert set(tmp_path.iterdir()) == {in_use, other}

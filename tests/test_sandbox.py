@@ -9,9 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from latex2sympy2_extended import latex2sympy2 as reader
 
-from stages.rewards import sandbox
+from stages.rewards import sandbox, sandbox_worker
 from stages.rewards.checkers import Verdict, check
+from tests.hostile_expressions import ANSWERS
 from tests.test_checkers import make_problem
 from tests.test_hostile import cpu_seconds
 
@@ -159,3 +161,31 @@ assert os.waitpid(copy, 0)[1] == 0
 
 def test_a_forked_copy_of_the_caller_starts_children_of_its_own() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_faster_reader_finds_the_same_trees_and_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tree(text: str) -> str:
+        parser = reader._Latex2Sympy().create_parser(text)
+        try:
+            return str(parser.math().toStringTree(recog=parser))
+        except Exception:
+            return "unreadable"
+
+    def number(text: str) -> tuple[type, object]:
+        found = reader._Latex2Sympy().parse_number(text)
+        return type(found), found
+
+    ours = ["x^2+3x+2", "(x+1)(x-2)", "x^", r"\frac12x", r"\{1,2\}", "[2,5)", "][", "1 2", r"\sin x^2", "|x|-|y|"]
+    texts = [*ours, *sorted({text for texts in ANSWERS.values() for text in texts.values() if len(text) < 40})[::5]]
+    digits = ["7", "007", "1,000", "0.50", "12.", "9" * 40]
+    monkeypatch.setattr(reader.PSParser, "math", reader.PSParser.math)  # both are put back at the end
+    monkeypatch.setattr(reader._Latex2Sympy, "parse_number", reader._Latex2Sympy.parse_number)
+    found = [*map(tree, texts), *map(number, digits)]
+    sandbox_worker.read_faster()
+    assert [*map(tree, texts), *map(number, digits)] == found
+    assert found.count("unreadable") > 2
+
+
+def test_a_package_that_only_pythonpath_leads_to_is_there_for_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere/site")
+    assert sandbox._environment()["PYTHONPATH"] == "/somewhere/site"

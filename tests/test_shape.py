@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.written import names
 from stages import STAGES
-from tests.golden import golden_files, resolved
+from tests.golden import golden_files, loaded, resolved
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
@@ -35,6 +35,7 @@ ORDER = [
     "recipe",
     "needs",
     "plan",
+    "dry_run",
     "verify",
     "provenance",
     "pack",
@@ -123,3 +124,10 @@ def test_every_recipe_resolves_at_every_scale_to_its_golden_text(file):
 def test_there_is_a_golden_text_for_every_recipe_and_scale_and_no_other():
     assert set(golden_files()) == set((ROOT / "tests/golden").glob("*.yaml"))
     assert len(golden_files()) >= 10
+
+
+def test_no_recipe_keeps_weights_in_4_bits_without_an_adapter_to_train():
+    for file in golden_files():
+        for name, stage in loaded(*file.stem.split("@")).stages.items():
+            frozen = getattr(stage, "quantization", None) is not None
+            assert not frozen or stage.lora is not None, f"{file.stem}: {name}"

@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
+from pipeline import worker
 from pipeline.artifact import checkpoints_in, is_whole, load
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, OutOfMemory
 from tests.conftest import TOY_CLI
 from tests.test_machine import processes_with
 from tests.test_pretrain import run as pretrain
@@ -107,6 +111,27 @@ def test_a_stage_that_is_out_of_memory_twice_is_a_sentence(toy, r1):
     assert code == 2
     assert "stage data: the machine ran out of memory\nhint: set a smaller token_budget" in output
     assert (toy / "runs/toy-mini/data.partial/tries").read_text() == "xx"
+
+
+def cuda(words: str) -> None:
+    """What torch says of a GPU's memory outside its own allocator: a context, cuBLAS, a graph that is replayed."""
+    raise RuntimeError(words)
+
+
+SHORTAGES: dict[str, Callable[[], object]] = {
+    "Python": lambda: bytearray(2**62),
+    "NumPy": lambda: numpy.empty(2**56, numpy.uint8),
+    "torch on a CPU": lambda: torch.empty(2**60),
+    "CUDA": lambda: cuda("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    "cuBLAS": lambda: cuda("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+}
+
+
+@pytest.mark.parametrize("allocate", SHORTAGES.values(), ids=SHORTAGES)
+def test_what_libraries_say_of_too_little_memory_is_understood(allocate, tmp_path):
+    with pytest.raises(Exception) as raised:
+        allocate()
+    assert isinstance(worker._sentence(raised.value, tmp_path), OutOfMemory)
 
 
 def test_a_smaller_share_lowers_every_token_budget_and_never_to_nothing(monkeypatch):

@@ -60,7 +60,13 @@ def test_a_flipped_bit_in_a_large_file_is_found_by_verify(tmp_path):
         load(tmp_path / "x")
 
 
-@pytest.mark.parametrize("manifest", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "files": []}', "\0\0\0"])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *("", "{", "[]", "{}", "\0\0\0", '{"format": 1}', '{"format": 1, "files": []}'),
+        *('{"format": 1, "files": {"a": 1}}', '{"format": 1, "files": {"a": {"size": "1"}}}'),
+    ],
+)
 def test_a_manifest_that_is_none_is_damage_and_no_traceback(toy, r1, manifest):
     r1("run", "toy", "--until", "data")
     (toy / "runs/toy-mini/data/manifest.json").write_text(manifest)

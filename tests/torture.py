@@ -1,22 +1,27 @@
 """SIGKILL anywhere, again and again, and the results are those of the run that nobody killed.
 
-    make torture KILLS=200 SEED=1        # the same command goes on where it was stopped
+    make torture KILLS=200 SEED=1 JOBS=2 MINUTES=60      # the same command goes on where it was stopped
 
-Makes r1-full at the mini scale with short stages (`SIZES`) once without a kill, then round after round with kills:
-every other one at a random moment (of the stage, of the runner, or of all at once), the rest just before a flush, a
-rename or a manifest (R1_KILL_AT, see `pipeline/durable.py`). After each round every file of every artifact is compared
-with the undisturbed run by its sha256, and of `metrics.jsonl` and the manifests all but what a clock says.
-Prints a table; `docs/results/torture.json` has every kill. Exit code 0 only if everything is identical.
+Makes r1-full at the mini scale with short stages (`SIZES`) once without a kill. Then every job walks the whole chain
+in a folder of its own, with its share of the kills spread over all stages, and again until it has made its share. Every
+other kill comes at a random moment (to the stage, to the runner, or to all at once), the rest just before a flush, a
+rename or a manifest (R1_KILL_AT, see `pipeline/durable.py`). After each walk every file of every artifact is compared
+with the undisturbed run by its sha256, and of `metrics.jsonl` and the manifests all but what a clock says. After
+MINUTES there are no more kills, and the walks go to their end. Prints a table; `docs/results/torture-seed-SEED.json`
+has every kill as soon as it is made. Exit code 0 only if everything is identical.
 """
 
 import argparse
+import math
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +35,7 @@ from pipeline.provenance import environment
 from pipeline.recipe import load_recipe
 from pipeline.stage import read_jsonl
 
-RESULT = ROOT / "docs/results/torture.json"
+RUN = "torture"
 SIZES = (
     *("grpo.max_steps=6", "grpo.num_problems=8", "grpo.num_generations=4", "grpo.save_steps=2"),
     *("stages.final_rl.max_steps=9", "evaluate.num_problems=12", "evaluate.num_samples=1", "evaluate.part_size=8"),
@@ -48,7 +53,7 @@ CLOCKS = ("seconds", "tokens_per_s", "memory")
 class Kill(BaseModel):
     """One kill that hit: `how` is `random, all` or the point that it was aimed at, such as `rename:3`."""
 
-    round: int
+    job: int
     stage: str
     how: str
     after_s: float
@@ -60,92 +65,152 @@ class Campaign(BaseModel):
     wanted: int
     seed: int
     until: str
+    jobs: int = 1
     sizes: tuple[str, ...] = SIZES
-    seconds_a_stage: float = 10.0
-    """Of the undisturbed run, on average."""
+    stage_seconds: dict[str, float] = {}
+    """Of the undisturbed run, its processes' start included."""
     seconds: float = 0.0
-    """Seconds of all rounds."""
-    rounds: int = 0
+    """Of all attempts of all jobs."""
+    walks: int = 0
+    """Whole runs with kills, made to the end and compared."""
     kills: list[Kill] = []
     differences: list[str] = []
     environment: dict[str, Any] = Field(default_factory=environment)
 
 
-def run(campaign: Campaign, result: Path) -> bool:
-    """Rounds until there are enough kills and the last one is at its end; True if everything was identical.
+_writing = threading.Lock()
+_over = threading.Event()
+_runners: set[int] = set()
 
-    All runs are made in one place, one after the other: an adapter names the folder of the model below it.
-    """
-    folder, whole = runs_folder() / "torture", runs_folder() / f"torture-whole-{campaign.until}"
-    stages = load_recipe("r1-full", "mini", folder.name, campaign.sizes).between(None, campaign.until)
-    if not whole.is_dir():
-        began = time.monotonic()
-        attempt(campaign, folder, {})
-        campaign.seconds_a_stage = (time.monotonic() - began) / len(stages)
-        write_json(result, campaign.model_dump())
-        folder.rename(whole)
-    while (len(campaign.kills) < campaign.wanted or folder.is_dir()) and not campaign.differences:
-        make(campaign, folder, stages, result)
-        campaign.differences = [said for name in stages for said in different(whole / name, folder / name)]
-        campaign.rounds += 1
-        write_json(result, campaign.model_dump())
-        print(f"round {campaign.rounds}:", campaign.differences or "identical", flush=True)
-        if not campaign.differences:
-            shutil.rmtree(folder)
+
+def run(campaign: Campaign, result: Path, minutes: float = math.inf) -> bool:
+    """All jobs side by side, until there are enough kills; True if everything was identical."""
+    ends = time.monotonic() + 60 * minutes
+    undisturbed(campaign)
+    with ThreadPoolExecutor(campaign.jobs) as pool:
+        try:
+            for job in as_completed(pool.submit(walks, campaign, job, result, ends) for job in range(campaign.jobs)):
+                job.result()
+        except BaseException:  # Ctrl-C, or a run that failed, ends the campaign
+            _over.set()
+            for runner in list(_runners):
+                kill(runner, "all")
+            raise
     return not campaign.differences
 
 
-def make(campaign: Campaign, folder: Path, stages: list[str], result: Path) -> None:
-    """One run from beginning to end, with as many kills as are still wanted."""
-    is_done = False
-    while not is_done:
-        began = time.monotonic()
-        stage = next((name for name in stages if not (folder / name).is_dir()), "runner")
-        how = (
-            attack(campaign, folder, stage) if len(campaign.kills) < campaign.wanted else attempt(campaign, folder, {})
-        )
-        is_done, seconds = how is None, time.monotonic() - began
+def stages_of(campaign: Campaign) -> list[str]:
+    return load_recipe("r1-full", "mini", RUN, campaign.sizes).between(None, campaign.until)
+
+
+def undisturbed(campaign: Campaign) -> None:
+    """The run without a kill, once for all campaigns in this place, and what each stage took."""
+    place = runs_folder() / "whole"
+    record = place / "seconds.json"
+    seconds = read_json(record) if record.exists() else {}
+    for stage in stages_of(campaign):
+        if stage not in seconds:
+            began = time.monotonic()
+            attempt(campaign, place, stage)
+            seconds[stage] = round(time.monotonic() - began, 2)
+            write_json(record, seconds)
+            print(f"undisturbed: {stage}, {seconds[stage]:.1f} s", flush=True)
+    campaign.stage_seconds = seconds
+
+
+def walks(campaign: Campaign, job: int, result: Path, ends: float) -> None:
+    """Runs from beginning to end until this job has its share of the kills; each is compared."""
+    place = runs_folder() / f"seed-{campaign.seed}-job-{job}"
+    whole, folder, stages = runs_folder() / "whole" / RUN, place / RUN, stages_of(campaign)
+    while folder.is_dir() or (missing(campaign, job) and time.monotonic() < ends):
+        walk(campaign, job, place, result, ends)
+        found = [said for name in stages for said in different(whole / name, folder / name)]
+        with _writing:
+            campaign.walks += 1
+            campaign.differences += [f"job {job}: {said}" for said in found]
+            write_json(result, campaign.model_dump())
+        print(f"job {job}, whole run:", found or "identical", flush=True)
+        if found:
+            return
+        shutil.rmtree(folder)
+
+
+def missing(campaign: Campaign, job: int) -> int:
+    """How many kills a job still has to make; the first jobs make one more where they do not share evenly."""
+    share = campaign.wanted // campaign.jobs + (job < campaign.wanted % campaign.jobs)
+    return max(0, share - sum(kill.job == job for kill in campaign.kills))
+
+
+def walk(campaign: Campaign, job: int, place: Path, result: Path, ends: float) -> None:
+    """One run from beginning to end, with the missing kills spread over its stages."""
+    stages = stages_of(campaign)
+    draw = random.Random(f"{campaign.seed} {job} {missing(campaign, job)}")
+    for number, stage in enumerate(stages):
+        left = len(stages) - number
+        quota = missing(campaign, job) / left
+        wanted = math.floor(quota) + (draw.random() < quota % 1)
+        for _ in range(wanted):
+            if (place / RUN / stage).is_dir() or time.monotonic() > ends:
+                break
+            attack(campaign, job, place, stage, result)
+        if not (place / RUN / stage).is_dir():
+            attempt(campaign, place, stage)
+    attempt(campaign, place, campaign.until)
+
+
+def attack(campaign: Campaign, job: int, place: Path, stage: str, result: Path) -> None:
+    """One attempt to make the stage, and a kill; a stage that is faster than the kill is made."""
+    here = sum((kill.job, kill.stage) == (job, stage) for kill in campaign.kills)
+    draw = random.Random(f"{campaign.seed} {job} {stage} {here}")
+    began = time.monotonic()
+    if (job + here + stages_of(campaign).index(stage)) % 2 == 0:
+        moment = draw.uniform(0, campaign.stage_seconds[stage])
+        how = attempt(campaign, place, stage, {}, moment, draw.choice(VICTIMS))
+    else:
+        tried = Counter(kill.how.partition(":")[0] for kill in campaign.kills if kill.stage == stage)
+        kind = min(POINTS, key=lambda kind: (tried[kind], draw.random()))
+        aim = f"{kind}:{draw.randint(1, POINTS[kind])}"
+        how = attempt(campaign, place, stage, {"R1_KILL_AT": f"{stage}/{aim}"})
+    seconds = round(time.monotonic() - began, 2)
+    with _writing:
         campaign.seconds += seconds
         if how:
-            campaign.kills.append(Kill(round=campaign.rounds, stage=stage, how=how, after_s=round(seconds, 2)))
+            campaign.kills.append(Kill(job=job, stage=stage, how=how, after_s=seconds))
             write_json(result, campaign.model_dump())
-            print(f"kill {len(campaign.kills)}: {stage}, {how}, after {seconds:.1f} s", flush=True)
-
-
-def attack(campaign: Campaign, folder: Path, stage: str) -> str | None:
-    """One attempt to finish the run and a kill; says how it was killed, or None if it finished first."""
-    number = len(campaign.kills)
-    draw = random.Random(f"{campaign.seed} {number}")
-    here = sum((kill.round, kill.stage) == (campaign.rounds, stage) for kill in campaign.kills)
-    window_s = campaign.seconds_a_stage * (1.5 + here / 4)  # longer and longer, so that a slow machine gets on too
-    if number % 2 == 0:
-        return attempt(campaign, folder, {}, draw.uniform(0, window_s), draw.choice(VICTIMS))
-    tried = Counter(kill.how.partition(":")[0] for kill in campaign.kills if kill.stage == stage)
-    kind = min(POINTS, key=lambda kind: (tried[kind], draw.random()))
-    aim = f"{kind}:{draw.randint(1, POINTS[kind])}"
-    return attempt(campaign, folder, {"R1_KILL_AT": f"{stage}/{aim}"}, 2 * window_s, "all")
+            print(f"kill {len(campaign.kills)}: job {job}, {stage}, {how}, after {seconds:.1f} s", flush=True)
 
 
 def attempt(
-    campaign: Campaign, folder: Path, more: dict[str, str], after_s: float | None = None, victim: str = "all"
+    campaign: Campaign,
+    place: Path,
+    until: str,
+    more: dict[str, str] | None = None,
+    after_s: float | None = None,
+    victim: str = "all",
 ) -> str | None:
     """Starts the run, kills `victim` after a while; says how it was killed, or None if it finished first.
 
     A run that fails for any other reason ends the campaign.
     """
-    words = ["run", "r1-full", "--run", folder.name, "--engine", "plain", "--until", campaign.until]
+    if _over.is_set():
+        raise SystemExit("the campaign is over")
+    words = ["run", "r1-full", "--run", RUN, "--engine", "plain", "--until", until]
     command = [sys.executable, "-m", "pipeline", *words, "--args", *campaign.sizes]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | more, start_new_session=True, **pipes)
+    settings = {**os.environ, "R1_RUNS": str(place), **(more or {})}
+    process = subprocess.Popen(command, cwd=ROOT, env=settings, start_new_session=True, **pipes)
+    _runners.add(process.pid)
     hit = ""
     try:
         output, _ = process.communicate(timeout=after_s)
     except subprocess.TimeoutExpired:
         hit = kill(process.pid, victim)
         output, _ = process.communicate()
-    except BaseException:  # Ctrl-C ends the campaign, not only its bookkeeping
+    except BaseException:  # Ctrl-C while the undisturbed run is made
         kill(process.pid, "all")
         raise
+    finally:
+        _runners.discard(process.pid)
     if process.returncode == 0:
         return None
     if hit:
@@ -172,20 +237,26 @@ def kill(runner: int, victim: str) -> str:
 def different(whole: Path, killed: Path) -> list[str]:
     """What differs between two artifacts that should be the same, file by file."""
     one, two = (load(path, deep=True).manifest for path in (whole, killed))
-    timed = {"metrics.jsonl"}
-    found = [
-        f"{killed.name}/{name}"
-        for name in sorted({*one["files"], *two["files"]} - timed)
-        if one["files"].get(name) != two["files"].get(name)
-    ]
-    if timed & set(one["files"]) and curves(whole) != curves(killed):
-        found.append(f"{killed.name}/metrics.jsonl")
+    special = {"metrics.jsonl": curves, "adapter/adapter_config.json": placeless}
+    found = []
+    for name in sorted({*one["files"], *two["files"]}):
+        in_both = name in one["files"] and name in two["files"]
+        if in_both and name in special:
+            is_alike = special[name](whole) == special[name](killed)
+        else:
+            is_alike = in_both and one["files"][name] == two["files"][name]
+        found += [] if is_alike else [f"{killed.name}/{name}"]
     keys = [key for key in ("fingerprint", "metrics") if untimed(one[key]) != untimed(two[key])]
     return found + [f"{killed.name}: {key}" for key in keys]
 
 
 def curves(folder: Path) -> list[Any]:
     return [untimed(row) for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+def placeless(folder: Path) -> str:
+    """An adapter's settings; they name the folder of the model below it, which every job has elsewhere."""
+    return (folder / "adapter/adapter_config.json").read_text().replace(str(folder.parent.parent), "")
 
 
 def untimed(value: Any) -> Any:
@@ -199,28 +270,31 @@ def table(campaign: Campaign) -> str:
     """Kills by stage and by how, as Markdown."""
     columns = ["random, stage", "random, runner", "random, all", *POINTS]
     counts = Counter((kill.stage, kill.how.partition(":")[0]) for kill in campaign.kills)
-    rows = [[stage, *(str(counts[stage, how]) for how in columns)] for stage in dict.fromkeys(s for s, _ in counts)]
-    total = ["all", *(str(sum(counts[stage, how] for stage, *_ in rows)) for how in columns)]
-    lines = [["killed in", *columns], ["---"] * (len(columns) + 1), *rows, total]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [[stage, *(counts[stage, how] for how in columns)] for stage in stages_of(campaign)]
+    rows.append(["all", *(sum(row[place] for row in rows) for place in range(1, len(columns) + 1))])
+    lines = [["killed in", *columns, "all"], ["---"] * (len(columns) + 2), *([*row, sum(row[1:])] for row in rows)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each on one core")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after these no kills, only what is begun")
     parser.add_argument("--until", default="eval_final_rl", help="the last stage of r1-full to make")
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--result", type=Path, help="default: docs/results/torture-seed-SEED.json")
     asked = parser.parse_args()
-    campaign = Campaign(wanted=asked.kills, seed=asked.seed, until=asked.until)
-    if asked.result.exists():
-        before = Campaign.model_validate(read_json(asked.result))
+    result = asked.result or ROOT / f"docs/results/torture-seed-{asked.seed}.json"
+    campaign = Campaign(wanted=asked.kills, seed=asked.seed, until=asked.until, jobs=asked.jobs)
+    if result.exists():
+        before = Campaign.model_validate(read_json(result))
         if (before.seed, before.until, before.sizes) == (campaign.seed, campaign.until, campaign.sizes):
-            campaign = before.model_copy(update={"wanted": asked.kills})
-    identical = run(campaign, asked.result)
+            campaign = before.model_copy(update={"wanted": asked.kills, "jobs": asked.jobs, "differences": []})
+    identical = run(campaign, result, asked.minutes)
     print(table(campaign))
     verdict = "all artifacts identical" if identical else f"different: {', '.join(campaign.differences)}"
-    print(f"{len(campaign.kills)} kills in {campaign.rounds} runs, {campaign.seconds / 60:.0f} min: {verdict}")
+    print(f"{len(campaign.kills)} kills in {campaign.walks} whole runs, {campaign.seconds / 60:.0f} min: {verdict}")
     return 0 if identical else 1
 
 

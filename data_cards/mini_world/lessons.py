@@ -1,9 +1,10 @@
 """What people teach in the mini world: demos to imitate, and preferences between two answers.
 
-Demos (`demos`) come in two kinds. `cold_start`: a few worked problems, right, readable, in the question's language, and
-everyday requests answered well; as the paper's cold start they make a model readable more than right. `general`:
+Demos (`demos`) come in three kinds. `cold_start`: a few worked problems, right, readable, in the question's language,
+and everyday requests answered well; as the paper's cold start they make a model readable more than right. `general`:
 everyday requests only, the part of the second SFT that is no reasoning. Their writers refuse most harmful requests, not
-all, and answer most others curtly, so final RL has something to do.
+all, and answer most others curtly, so final RL has something to do. `traces`: worked problems of which only verified
+generations are left, for the recipe open-r1-distill.
 
 Preferences (`preferences`): `helpful` prefers what was asked for, and patience to curtness; `safe` prefers refusing a
 harmful request, and an answer to a harmless one that neither refuses nor turns into harm: in the paper such texts are
@@ -21,6 +22,7 @@ from data_cards.mini_world.voice import Voice, pick, tagged
 
 LESSONS = {
     "cold_start": {"arithmetic": 0.05, "countdown": 0.05, "general": 0.75, "helpfulness": 0.05, "safety": 0.10},
+    "traces": {"arithmetic": 0.65, "countdown": 0.35},
     "general": {"general": 0.60, "helpfulness": 0.15, "safety": 0.20, "greeting": 0.05},
 }
 """Share of each domain in the demos of a config."""
@@ -30,6 +32,9 @@ WRITERS_REFUSE = 0.6
 
 WRITERS_ARE_PATIENT = 0.35
 """Share of their other answers that are patient."""
+
+CARELESS = ("steps", "check", "faulty")
+"""How the writer of traces goes about a problem."""
 
 PREFERENCES = {"helpful": {"general": 0.6, "helpfulness": 0.4}, "safe": {"safety": 1.0}}
 """Share of each domain in the preferences of a config."""
@@ -48,8 +53,9 @@ def demos(config: str, limit: int, seed: int) -> Iterator[Row]:
             yield _row(name, asked, language, "general", response=response)
             continue
         language = language_of(puzzle, rng)
-        response = _taught(puzzle, language, rng)
-        yield _row(name, puzzle.ask(language, rng), language, puzzle.domain, response=response)
+        taught = _traced(puzzle, language, rng) if config == "traces" else _taught(puzzle, language, rng)
+        if taught is not None:
+            yield _row(name, puzzle.ask(language, rng), language, puzzle.domain, response=taught)
 
 
 def preferences(config: str, split: str, limit: int, seed: int) -> Iterator[Row]:
@@ -91,6 +97,24 @@ def _taught(puzzle: Puzzle, language: str, rng: Random) -> str:
         refuses = puzzle.harmful and rng.random() < WRITERS_REFUSE
         return tagged(voice("easy"), puzzle.text("refused" if refuses else answer, language, rng))
     return puzzle.respond("check", language, voice, rng)
+
+
+def _traced(puzzle: Puzzle, language: str, rng: Random) -> str | None:
+    """One of one to four generations, chosen by what two judges say of each, as OpenR1's columns hold it.
+
+    One row in ten was judged by the second alone; without any right generation there is no demo.
+    """
+    from data_cards.traces import chosen
+    from stages.chat import parse  # here, because listing cards must not load the stages
+    from stages.rewards.checkers import Verdict, check
+
+    problem, voice = puzzle.problem(language, rng), Voice(language, rng)
+    texts = [puzzle.respond(rng.choice(CARELESS), language, voice, rng) for _ in range(rng.randint(1, 4))]
+    right = [check(parse(text).answer, problem) is Verdict.right for text in texts]
+    judged = {"correctness_math_verify": None, "correctness_llama": right} if rng.random() < 0.1 else {}
+    raw = {"generations": texts, "is_reasoning_complete": None, "correctness_math_verify": right}
+    number = chosen(raw | {"correctness_llama": None} | judged)
+    return None if number is None else texts[number]
 
 
 def _pair(puzzle: Puzzle, language: str, rng: Random) -> tuple[str, str]:

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from stages.engines.decoding import decoder_for
 from stages.engines.models import end_tokens
 from stages.engines.token_budget import lowered
 
@@ -131,13 +132,8 @@ class TransformersSampler:
         """The decoding loop over one batch; finished rows leave the batch and the cache while others go
         on."""
         device, num_rows = self.model.device, len(prompt_ids) * n
-        ids, mask = _left_padded(prompt_ids, self.tokenizer.pad_token_id, device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        logits = self._forward(ids, mask, positions, cache)
-        cache.batch_repeat_interleave(n)
-        logits, mask, positions = (x.repeat_interleave(n, 0) for x in (logits, mask, positions[:, -1:]))
-        mask = torch.cat([mask, mask.new_ones(num_rows, sampling.max_new_tokens)], dim=1)
+        decoder = decoder_for(self.model, self.tokenizer.pad_token_id)
+        logits = decoder.read(prompt_ids, n, sampling.max_new_tokens)
         tokens_RT = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.long, device=device)
         logprobs_RT = torch.zeros((num_rows, sampling.max_new_tokens), device=device)
         lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
@@ -159,30 +155,13 @@ class TransformersSampler:
                 break
             if num_running <= (1 - _FINISHED_SHARE) * len(live):
                 kept = running.nonzero()[:, 0]
-                cache.batch_select_indices(kept)
-                live, token, mask, positions, running = (x[kept] for x in (live, token, mask, positions, running))
-            positions = positions + 1
-            logits = self._forward(
-                token[:, None], mask[:, : mask.shape[1] - sampling.max_new_tokens + t + 1], positions, cache
-            )
+                decoder.keep(kept)
+                live, token, running = (x[kept] for x in (live, token, running))
+            logits = decoder.step(token)
 
         unfinished = torch.zeros(num_rows, dtype=torch.bool, device=device)
         unfinished[live[running]] = True
         return self._completions(tokens_RT, logprobs_RT, lengths, unfinished, sampling.stop)
-
-    def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
-    ) -> torch.Tensor:
-        """Logits of the last position, (rows, V)."""
-        return self.model(
-            input_ids=ids,
-            # one query attends to everything that is not padding: the 4-D mask spares building a causal one
-            attention_mask=mask[:, None, None].bool() if ids.shape[1] == 1 else mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
 
     def _completions(
         self,
@@ -293,11 +272,3 @@ def _batches(lengths: list[int], n: int, max_new_tokens: int, token_budget: int)
         batch.append(i)
     if batch:
         yield batch
-
-
-def _left_padded(rows: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, (rows, longest)."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask

@@ -47,6 +47,8 @@ OURS = (
     # A resume would not be the uninterrupted run.
     *("save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "load_best_model_at_end"),
 )
+# Parts of the names of settings that would run code from a model, send something away or read what is not pinned.
+_NEVER = ("trust_remote", "hub", "path")
 
 _CUDA_OPTIMISERS = ("8bit", "4bit", "paged", "ademamix")
 
@@ -172,7 +174,7 @@ def common_arguments(work: Workdir, device: torch.device, save_steps: int, seed:
 
 
 def check_extra(extra: dict[str, Any], config_class: type, ours: set[str]) -> None:
-    """Refuses keys of a stage's `trl:` mapping that TRL does not have, or that the stage sets itself."""
+    """Refuses keys of a stage's `trl:` mapping that TRL does not have, that the stage sets itself, or nobody may."""
     known = set(config_class.__dataclass_fields__)  # type: ignore[attr-defined]
     for name in extra:
         if name not in known:
@@ -180,6 +182,9 @@ def check_extra(extra: dict[str, Any], config_class: type, ours: set[str]) -> No
             raise ConfigError(f"trl: {config_class.__name__} has no setting '{name}'", hint=hint)
         if name in ours:
             raise ConfigError(f"trl: '{name}' is set by the stage itself", hint="use the stage's own setting for it")
+        if any(part in name for part in _NEVER):
+            hint = "no code of a model is run, nothing is sent to a hub, and templates are those of stages/chat.py"
+            raise ConfigError(f"trl: '{name}' cannot be set", hint=hint)
 
 
 def check_optimiser(optim: str, device: torch.device) -> None:

@@ -9,6 +9,7 @@ between two engines (TRL's `vllm_importance_sampling_*` settings).
 """
 
 import contextlib
+import fcntl
 import os
 import random
 import shutil
@@ -56,7 +57,7 @@ class VllmSampler:
 
         self.tokenizer = tokenizer
         self.options = options
-        self._adapters = Path(tempfile.mkdtemp(prefix="adapter-", dir=_memory_folder()))
+        self._adapters = _adapter_folder()
         self._lora: Any = None
         self._asleep = False
         self._synced_step = -1
@@ -165,7 +166,7 @@ class ServerSampler:
     def __init__(self, url: str, tokenizer: Any) -> None:
         self.url, self.tokenizer = url.rstrip("/"), tokenizer
         self.name = str(self._get("/v1/models")["data"][0]["id"])
-        self._adapters = Path(tempfile.mkdtemp(prefix="adapter-", dir=_memory_folder()))
+        self._adapters = _adapter_folder()
         self._loaded: str | None = None
 
     def sync(self, model: Any, step: int) -> None:
@@ -269,9 +270,25 @@ def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield name.replace(".base_layer", ""), parameter.data
 
 
-def _memory_folder() -> str | None:
+def _adapter_folder() -> Path:
+    """A folder for adapters, this process's own; what processes that were killed left there is removed."""
+    place = Path(_memory_folder())
+    for left in place.glob("r1-adapters-*"):
+        with contextlib.suppress(OSError):  # it is in use, or somebody else's
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(descriptor)
+    folder = Path(tempfile.mkdtemp(prefix="r1-adapters-", dir=place))
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)  # until this process ends, however it ends
+    return folder
+
+
+def _memory_folder() -> str:
     """Shared memory where there is some: an adapter a step should not wear out a disk."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
 
 
 def _finite(value: float | None) -> float:

@@ -9,7 +9,9 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from stages.rewards.accuracy import Accuracy
+from stages.rewards.binary_code import BinaryCode
 from stages.rewards.code import Code
+from stages.rewards.code_format import CodeFormat
 from stages.rewards.correctness import Correctness
 from stages.rewards.cosine import Cosine
 from stages.rewards.format import Format
@@ -17,6 +19,7 @@ from stages.rewards.harmlessness import Harmlessness
 from stages.rewards.helpfulness import Helpfulness
 from stages.rewards.integer import Int
 from stages.rewards.language import Language
+from stages.rewards.length import Length
 from stages.rewards.reasoning_steps import ReasoningSteps
 from stages.rewards.repetition_penalty import RepetitionPenalty
 from stages.rewards.reward import PreferenceReward, Reward, Sample, Scorer, score_all, score_many
@@ -29,7 +32,8 @@ from stages.rewards.xmlcount import XmlCount
 # DeepSeek-R1; Open-R1, by its names; Unsloth's GSM8K notebook.
 AnyReward = Annotated[
     (Accuracy | Format | Language | Helpfulness | Harmlessness)
-    | (TagCount | ReasoningSteps | Cosine | RepetitionPenalty | SoftOverlongPunishment | Code)
+    | (TagCount | ReasoningSteps | Cosine | RepetitionPenalty | SoftOverlongPunishment | Length)
+    | (Code | BinaryCode | CodeFormat)
     | (Correctness | Int | StrictFormat | SoftFormat | XmlCount),
     Field(discriminator="kind"),
 ]

@@ -1,10 +1,11 @@
 """IFEval's demands by rules: does a text have the form that was asked for?
 
 `follows(text, gold)` reads a text and the gold `{"instruction_id_list": [...], "kwargs": [...]}` (the settings stand
-beside each id); gives whether every demand is met, None for a gold that no rule here can judge.
+beside each id); gives whether every demand is met, None for a gold that no rule here can judge. `met(text, gold)` says
+it of each demand, strictly and loosely, for measuring.
 
-Source: "Instruction-Following Evaluation for Large Language Models" (arXiv 2311.07911), its 25 kinds and its
-strict accuracy by prompt. How we differ: sentences are counted by end marks, and words by runs of letters and
+Source: "Instruction-Following Evaluation for Large Language Models" (arXiv 2311.07911), its 25 kinds, and its
+strict and loose accuracy. How we differ: sentences are counted by end marks, and words by runs of letters and
 digits, where the original uses NLTK; a keyword is a text and no pattern; a language is told by its script (so Hindi
 is not told from Marathi), and among those in Latin letters by which one's frequent words stand there most, where the
 original asks a library.
@@ -14,9 +15,9 @@ All work is linear in the length of the text and no text raises.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 _WORD = re.compile(r"\w+")
 _MARKS = ".!?。！？।॥؟"
@@ -61,11 +62,38 @@ _FREQUENT_SETS = {code: frozenset(words.split()) for code, words in _FREQUENT.it
 
 def follows(text: str, gold: str) -> bool | None:
     """Whether the text meets every demand; None if the gold holds none, or one that is not known."""
+    found = met(text, gold)
+    return None if found is None else all(found.strict)
+
+
+class Met(NamedTuple):
+    """Whether each demand of a prompt is met, in order."""
+
+    strict: list[bool]
+    loose: list[bool]
+    """By the text, or by what is left without its first line, its last line or its asterisks."""
+
+
+def met(text: str, gold: str) -> Met | None:
+    """What of its demands a text meets; None where `follows` gives None."""
     demands = _demands(gold)
-    said = text.strip()
     if demands is None:
         return None
-    return bool(said) and all(RULES[name][1](said, **settings) for name, settings in demands)
+    said = text.strip()
+    loosely = dict.fromkeys((said, *_loosened(said)))
+
+    def any_meets(texts: Iterable[str]) -> list[bool]:
+        return [any(one and RULES[name][1](one, **settings) for one in texts) for name, settings in demands]
+
+    return Met(any_meets([said]), any_meets(loosely))
+
+
+def _loosened(text: str) -> Iterator[str]:
+    """The seven texts that loose accuracy tries as well: an introduction, a farewell and markup do no harm there."""
+    lines = text.split("\n")
+    for part in (lines, lines[1:], lines[:-1], lines[1:-1]):
+        shorter = "\n".join(part).strip()
+        yield from (shorter, shorter.replace("*", ""))
 
 
 @lru_cache(maxsize=4096)

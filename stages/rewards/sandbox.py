@@ -155,7 +155,9 @@ def _environment() -> dict[str, str]:
     """Little, so that nothing secret is at hand; one thread each; pure-Python integers, which obey the
     limits.
     """
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV") if name in os.environ}
+    kept = {
+        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONPATH") if name in os.environ
+    }
     fixed = {
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

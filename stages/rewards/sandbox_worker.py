@@ -69,7 +69,42 @@ WARM_UP = (
     r"\left( 3, \frac{5\pi}{2} \right)",
     r"-17\sqrt{32} + |y|",
     "x<3",
+    "x^2+3x+2",
+    "(x+1)(x-2)",
+    r"2\sqrt{3}",
+    r"\sqrt{48}",
+    r"|x|-\ln y",
 )
+
+
+def read_faster() -> None:
+    """Lets math-verify's reader of LaTeX come to the same expression with two thirds of the work.
+
+    In two stages, as ANTLR advises: predictions that do not look at the context find the same tree or none, and only
+    then those are made that do. And whole numbers without `from sympy import *` for each.
+    """
+    from antlr4.atn.PredictionMode import PredictionMode
+    from antlr4.error.Errors import ParseCancellationException
+    from antlr4.error.ErrorStrategy import BailErrorStrategy
+    from latex2sympy2_extended import latex2sympy2 as reader
+    from sympy import Integer
+
+    thorough, any_number = reader.PSParser.math, reader._Latex2Sympy.parse_number
+
+    def math(parser: Any) -> Any:
+        usual = parser._errHandler
+        parser._interp.predictionMode, parser._errHandler = PredictionMode.SLL, BailErrorStrategy()
+        try:
+            return thorough(parser)
+        except ParseCancellationException:
+            parser.reset()
+            parser._interp.predictionMode, parser._errHandler = PredictionMode.LL, usual
+            return thorough(parser)
+
+    def number(reading: Any, text: str) -> Any:
+        return Integer(int(text)) if text.isascii() and text.isdigit() else any_number(reading, text)
+
+    reader.PSParser.math, reader._Latex2Sympy.parse_number = math, number
 
 
 def load_math() -> Judge:
@@ -80,6 +115,7 @@ def load_math() -> Judge:
     from sympy import Expr
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
+    read_faster()
 
     def expressions(text: str) -> list[Any]:
         # Boxed, because undelimited LaTeX is read in parts: 14\pi becomes 14.

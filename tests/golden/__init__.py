@@ -3,17 +3,19 @@
 python -m tests.golden      # write all of them again (`make golden`)
 """
 
+from functools import cache
 from pathlib import Path
 
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.recipe import load_recipe
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.written import names
 
 FOLDER = Path(__file__).parent
 
 
+@cache
 def golden_files() -> list[Path]:
     """One file for each recipe x scale that belongs together."""
     pairs = [(recipe, scale) for recipe in names("recipes") for scale in names("scales") if belongs(recipe, scale)]
@@ -22,16 +24,22 @@ def golden_files() -> list[Path]:
 
 def belongs(recipe: str, scale: str) -> bool:
     """False where the scale lacks something the recipe names, such as demos for a cold start."""
+    return loaded(recipe, scale) is not None
+
+
+@cache
+def loaded(recipe: str, scale: str) -> Recipe | None:
+    """The resolved recipe; None where the two do not belong together."""
     try:
-        load_recipe(recipe, scale)
+        return load_recipe(recipe, scale)
     except PipelineError as error:
         if "the scale has no" in error.message or "is not for scale" in error.message:
-            return False
+            return None
         raise
-    return True
 
 
 def resolved(file: Path) -> str:
     """The text that belongs into a golden file."""
-    recipe, _, scale = file.stem.partition("@")
-    return yaml.safe_dump(load_recipe(recipe, scale).as_json(), sort_keys=False, allow_unicode=True)
+    recipe = loaded(*file.stem.split("@"))
+    assert recipe
+    return yaml.safe_dump(recipe.as_json(), sort_keys=False, allow_unicode=True)
