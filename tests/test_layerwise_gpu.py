@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from stages.engines.flat_rows import flat_completions
@@ -14,8 +16,11 @@ from tests.test_layerwise import SHAPE, assert_same, batch, gradients, plain
 
 pytestmark = pytest.mark.gpu
 ROWS = {name: value.to("cuda") for name, value in batch(0).items()} if torch.cuda.is_available() else {}
-PLANS = {"all at once": Plan(999, "gpu", True, 999, 999), "tiles": Plan(999, "host", True, 5, 3)}
-PLANS |= {"smallest": Plan(999, "host", False, 2, 2)}
+PLANS = {
+    "all at once": Plan(999, "gpu", True, 999, 999),
+    "tiles": Plan(999, "host", True, 5, 3),
+    "smallest": Plan(999, "host", False, 2, 2),
+}
 
 
 def adapted(dtype: torch.dtype) -> Any:
@@ -65,6 +70,27 @@ def test_in_bf16_it_is_no_further_from_fp32_than_the_model_itself(plan: Plan) ->
     logps, grads = by_the_core(adapted(torch.bfloat16), plan)
     assert error({"": logps[kept]}, {"": exact[kept]}) < 1.5 * error({"": own[kept]}, {"": exact[kept]}) + 1e-4
     assert error(grads, wanted) < 1.5 * error(own_grads, wanted) + 1e-3
+
+
+def test_four_bit_weights_give_what_the_same_weights_do_unpacked() -> None:
+    packed, unpacked = adapted(torch.bfloat16), adapted(torch.bfloat16)
+    for layer, other in zip(packed.modules(), unpacked.modules(), strict=True):
+        if hasattr(layer, "lora_A"):
+            base = layer.base_layer
+            layer.base_layer = four_bits(base)
+            weight = layer.base_layer.weight
+            other.base_layer.weight.data = dequantize_4bit(weight.data, weight.quant_state)
+            assert not torch.equal(other.base_layer.weight, base.weight)
+    logps, grads = by_the_core(packed, PLANS["tiles"])
+    expected, wanted = by_the_core(unpacked, PLANS["tiles"])
+    assert torch.allclose(logps, expected, atol=1e-3)
+    assert error(grads, wanted) < 1e-2  # the attention's backward kernel adds up in any order
+
+
+def four_bits(base: torch.nn.Linear) -> Linear4bit:
+    packed = Linear4bit(base.in_features, base.out_features, base.bias is not None, torch.bfloat16, quant_type="nf4")
+    packed.load_state_dict(base.state_dict())
+    return packed.to(torch.bfloat16).cuda()
 
 
 def error(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
