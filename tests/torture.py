@@ -5,10 +5,11 @@
 Makes r1-full at the mini scale with short stages (`SIZES`) once without a kill. Then every job walks the whole chain
 in a folder of its own, with its share of the kills spread over all stages, and again until it has made its share. Every
 other kill comes at a random moment (to the stage, to the runner, or to all at once), the rest just before a flush, a
-rename or a manifest (R1_KILL_AT, see `pipeline/durable.py`). After each walk every file of every artifact is compared
-with the undisturbed run by its sha256, and of `metrics.jsonl` and the manifests all but what a clock says. After
-MINUTES there are no more kills, and the walks go to their end. Prints a table; `docs/results/torture-seed-SEED.json`
-has every kill as soon as it is made. Exit code 0 only if everything is identical.
+rename or a manifest (R1_KILL_AT, see `pipeline/durable.py`). As soon as a stage is made, and again after the walk,
+every file of its artifact is compared with the undisturbed run by its sha256, and of `metrics.jsonl` and the manifests
+all but what a clock says. After MINUTES there are no more kills, and the walks go to their end. Prints a table;
+`docs/results/torture-seed-SEED.json` has every kill and comparison as soon as it is made, so a campaign that is cut off
+counts too. Exit code 0 only if everything is identical.
 """
 
 import argparse
@@ -73,6 +74,8 @@ class Campaign(BaseModel):
     """Of all attempts of all jobs."""
     walks: int = 0
     """Whole runs with kills, made to the end and compared."""
+    compared: dict[str, int] = {}
+    """How often a stage was made with kills and compared at once."""
     kills: list[Kill] = []
     differences: list[str] = []
     environment: dict[str, Any] = Field(default_factory=environment)
@@ -121,14 +124,11 @@ def undisturbed(campaign: Campaign) -> None:
 def walks(campaign: Campaign, job: int, result: Path, ends: float) -> None:
     """Runs from beginning to end until this job has its share of the kills; each is compared."""
     place = runs_folder() / f"seed-{campaign.seed}-job-{job}"
-    whole, folder, stages = runs_folder() / "whole" / RUN, place / RUN, stages_of(campaign)
+    folder, stages = place / RUN, stages_of(campaign)
     while folder.is_dir() or (missing(campaign, job) and time.monotonic() < ends):
         walk(campaign, job, place, result, ends)
-        found = [said for name in stages for said in different(whole / name, folder / name)]
-        with _writing:
-            campaign.walks += 1
-            campaign.differences += [f"job {job}: {said}" for said in found]
-            write_json(result, campaign.model_dump())
+        campaign.walks += 1
+        found = compare(campaign, job, folder, stages, result)
         print(f"job {job}, whole run:", found or "identical", flush=True)
         if found:
             return
@@ -146,6 +146,8 @@ def walk(campaign: Campaign, job: int, place: Path, result: Path, ends: float) -
     stages = stages_of(campaign)
     draw = random.Random(f"{campaign.seed} {job} {missing(campaign, job)}")
     for number, stage in enumerate(stages):
+        if (place / RUN / stage).is_dir():
+            continue
         left = len(stages) - number
         quota = missing(campaign, job) / left
         wanted = math.floor(quota) + (draw.random() < quota % 1)
@@ -155,7 +157,19 @@ def walk(campaign: Campaign, job: int, place: Path, result: Path, ends: float) -
             attack(campaign, job, place, stage, result)
         if not (place / RUN / stage).is_dir():
             attempt(campaign, place, stage)
+        campaign.compared[stage] = campaign.compared.get(stage, 0) + 1
+        compare(campaign, job, place / RUN, [stage], result)
     attempt(campaign, place, campaign.until)
+
+
+def compare(campaign: Campaign, job: int, folder: Path, stages: list[str], result: Path) -> list[str]:
+    """What differs between these stages of a run and the undisturbed ones; it is recorded."""
+    whole = runs_folder() / "whole" / RUN
+    found = [f"job {job}: {said}" for name in stages for said in different(whole / name, folder / name)]
+    with _writing:
+        campaign.differences += [said for said in found if said not in campaign.differences]
+        write_json(result, campaign.model_dump())
+    return found
 
 
 def attack(campaign: Campaign, job: int, place: Path, stage: str, result: Path) -> None:
@@ -270,9 +284,12 @@ def table(campaign: Campaign) -> str:
     """Kills by stage and by how, as Markdown."""
     columns = ["random, stage", "random, runner", "random, all", *POINTS]
     counts = Counter((kill.stage, kill.how.partition(":")[0]) for kill in campaign.kills)
-    rows = [[stage, *(counts[stage, how] for how in columns)] for stage in stages_of(campaign)]
-    rows.append(["all", *(sum(row[place] for row in rows) for place in range(1, len(columns) + 1))])
-    lines = [["killed in", *columns, "all"], ["---"] * (len(columns) + 2), *([*row, sum(row[1:])] for row in rows)]
+    rows: list[list[Any]] = []
+    for stage in stages_of(campaign):
+        row = [counts[stage, how] for how in columns]
+        rows.append([stage, *row, sum(row), campaign.compared.get(stage, 0)])
+    rows.append(["all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])])
+    lines = [["killed in", *columns, "all", "compared"], ["---"] * (len(columns) + 3), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
@@ -294,7 +311,7 @@ def main() -> int:
     identical = run(campaign, result, asked.minutes)
     print(table(campaign))
     verdict = "all artifacts identical" if identical else f"different: {', '.join(campaign.differences)}"
-    print(f"{len(campaign.kills)} kills in {campaign.walks} whole runs, {campaign.seconds / 60:.0f} min: {verdict}")
+    print(f"{len(campaign.kills)} kills, {campaign.walks} whole runs, {campaign.seconds / 60:.0f} min: {verdict}")
     return 0 if identical else 1
 
 
