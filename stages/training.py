@@ -53,6 +53,9 @@ class TrainingStage(Stage, ABC):
     token_budget: Runtime[int | Literal["auto"]] = Field(
         "auto", description="tokens of a micro-batch, padding included"
     )
+    memory_gb: Runtime[float | None] = Field(
+        None, gt=0, description="GPU memory that training may take, in GB, all in all; null = what is free"
+    )
     gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
     save_steps: Runtime[int] = Field(20, ge=1, description="steps between checkpoints to resume from")
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipeline.errors import ConfigError, DataError, Interrupted, ResourceError
 from pipeline.refs import Ref
 from pipeline.stage import read_jsonl
+from stages.engines.core import Core
 from stages.engines.models import load_model, load_tokenizer
 from stages.engines.samplers import Sampling, TransformersSampler
 from stages.sft import SFT
@@ -100,6 +101,21 @@ def test_neither_packing_nor_the_token_budget_changes_the_result(
         [row["eval_loss"] for row in curves(tmp_path / name) if "eval_loss" in row] for name in ("whole", "tight")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_the_core_learns_what_trls_own_pass_learns(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = stage(lora=Lora(rank=4, alpha=8), learning_rate=1e-2)
+    expected = train(kind, base, tmp_path / "plain")
+    monkeypatch.setattr(
+        "stages.engines.sft_trainer.core_of", lambda model, _, optim, memory: Core(model, optim, memory)
+    )
+    found = train(kind, base, tmp_path / "core")
+    for name, weight in expected.items():
+        assert torch.allclose(found[name], weight, atol=1e-4), name
+    rows = [read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("plain", "core")]
+    for plain, ours in zip(*rows, strict=True):
+        for name in ("loss", "entropy", "mean_token_accuracy", "grad_norm"):
+            assert ours[name] == pytest.approx(plain[name], abs=1e-4), name
 
 
 def test_the_rate_falls_to_a_tenth_of_its_value(base: Path, tmp_path: Path) -> None:

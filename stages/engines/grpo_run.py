@@ -105,6 +105,7 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
             hacking=hacking,
             dynamic_sampling=stage.dynamic_sampling,
             lengthening=lengthening,
+            memory_gb=stage.memory_gb,
         )
 
     with quiet():

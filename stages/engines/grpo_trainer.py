@@ -24,9 +24,11 @@ from accelerate.utils import gather
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from stages.engines.core import core_of, scattered
 from stages.engines.curves import note, reward_curves, reward_table, sampling_curves, training_curves
 from stages.engines.dynamic_sampling import Group, other_problems, refilled
 from stages.engines.engine_correction import importance_ratio
+from stages.engines.flat_rows import flat_completions
 from stages.engines.hacking import HackingWatch
 from stages.engines.models import copy_policy, peak_memory_gib
 from stages.engines.samplers import Completion, Sampler, Sampling, encode_prompts
@@ -34,9 +36,11 @@ from stages.engines.schedule import EpochSampler, Late, LateSampler
 from stages.engines.shared_prompt import can_share_prompts, completion_logprobs
 from stages.engines.token_budget import (
     Batch,
+    MicroBatch,
     cut,
     micro_batch_weight,
     plan_batch,
+    same_prompts,
 )
 from stages.engines.trainers import PipelineTrainer
 from stages.lengthening import Lengthening
@@ -70,6 +74,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         hacking: HackingWatch | None = None,
         dynamic_sampling: int = 0,
         lengthening: Lengthening | None = None,
+        memory_gb: float | None = None,
     ) -> None:
         """`reward_weights`: weight of each `reward/<kind>`; `token_budget` None = found from memory.
 
@@ -78,6 +83,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         `late`: the last of the problems enter late; `hacking`: looks for reward hacking after each step.
         `dynamic_sampling`: times that groups without a signal are replaced by further problems.
         `lengthening`: ends this training, with a checkpoint, where another phase begins.
+        `memory_gb`: what the whole process may take of the GPU (None = what is free).
         """
         args.reward_weights = list(reward_weights.values())
         super().__init__(
@@ -94,6 +100,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self.late, self.hacking = late, hacking
         self.dynamic_sampling, self.lengthening = dynamic_sampling, lengthening
         self.token_budget = token_budget
+        self.core = core_of(self.model, self.accelerator.device, args.optim, memory_gb)
         # Recomputed layers cannot write to a cache, and DDP counts on one forward pass for each backward.
         alone = self.accelerator.num_processes == 1 and not args.gradient_checkpointing
         self._shares_prompts = alone and can_share_prompts(self.model)
@@ -213,11 +220,13 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
 
     def _accumulate(self, model: Any, batch: Batch) -> torch.Tensor:
         """Adds up the gradient of the whole batch, micro-batch by micro-batch."""
+        if self.core:
+            self.core.begin()
         total = torch.zeros((), device=self.accelerator.device)
         self._metrics["train"].clear()
         means: dict[str, list[float]] = defaultdict(list)
         shares = []
-        plan = plan_batch(batch, self.budget(model), self._contributing(batch), self._shares_prompts)
+        plan = self._micro_batches(model, batch, self._contributing(batch))
         for micro in plan:
             part = cut(batch, micro)
             with self.compute_loss_context_manager():
@@ -228,9 +237,26 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             for name, values in self._metrics["train"].items():
                 means[name].extend(values)
             self._metrics["train"].clear()
+        if self.core and self.accelerator.num_processes > 1:
+            self.core.average_gradients()
         self._step_metrics |= training_curves(means, shares)
         self._step_metrics["trained_share"] = sum(len(micro.rows) for micro in plan) / len(batch["advantages"])
         return total
+
+    def _micro_batches(self, model: Any, batch: Batch, kept_rows: torch.Tensor | None) -> list[MicroBatch]:
+        """The batch in micro-batches: as the core's plan for it says, or within the token budget.
+
+        Without `kept_rows` nothing is kept for a backward, so twice as many tokens fit.
+        """
+        times = 2 if kept_rows is None else 1
+        if not self.core:
+            return plan_batch(batch, times * self.budget(model), kept_rows, self._shares_prompts)
+        prompts, completions = batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1)
+        first, _ = same_prompts(batch["prompt_ids"], batch["prompt_mask"])
+        together = int(prompts[first].sum() + completions.sum())
+        budget = self.core.plan_step(int((prompts + completions).max()), together).tokens
+        budget = min(budget, self.token_budget or budget)
+        return plan_batch(batch, times * budget, kept_rows, end_to_end=True)
 
     def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
         """TRL's loss; `use_vllm` switches on its factor for another engine's samples, which `_logps` fills
@@ -286,8 +312,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
     def _logps_in_parts(self, model: Any, batch: Batch) -> torch.Tensor:
         """Log-probs of a whole batch, (B, C), without gradients."""
         logps = torch.zeros(batch["completion_ids"].shape, device=batch["completion_ids"].device)
-        # Nothing is kept for a backward, so twice as many tokens fit.
-        for micro in plan_batch(batch, 2 * self.budget(model), share_prompts=self._shares_prompts):
+        for micro in self._micro_batches(model, batch, None):
             part = cut(batch, micro)
             ids = torch.cat([part["prompt_ids"], part["completion_ids"]], 1)
             mask = torch.cat([part["prompt_mask"], part["completion_mask"]], 1)
@@ -303,20 +328,21 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         logits_to_keep: int,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's computation, or ours where the responses to a problem can share its prompt."""
-        if not self._shares_prompts:
+        """TRL's computation, the core's, or that of shared prompts on the model's own forward pass."""
+        if not self._shares_prompts and not self.core:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **options
             )
         split = input_ids.shape[1] - logits_to_keep
+        prompts = input_ids[:, :split], attention_mask[:, :split]
+        completions = input_ids[:, split:], attention_mask[:, split:]
+        if self.core:
+            line = flat_completions(*prompts, *completions)
+            terms = self.core.terms(line, self.temperature)
+            logps, entropies = (scattered(found, line, completions[0]) for found in (terms.logps, terms.entropies))
+            return logps, entropies, None
         with self.accelerator.autocast():
-            found = completion_logprobs(
-                model,
-                input_ids[:, :split],
-                attention_mask[:, :split],
-                input_ids[:, split:],
-                attention_mask[:, split:],
-            )
+            found = completion_logprobs(model, *prompts, *completions)
         return found.log_probs, found.entropy, None
 
     # --- the reference -----------------------------------------------------------------------------

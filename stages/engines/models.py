@@ -146,10 +146,8 @@ def attach_lora(
 
     The head of a classifier is trained as a whole beside the adapter.
     """
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
-    if getattr(model, "is_loaded_in_4bit", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

@@ -63,13 +63,14 @@ def train(stage: "SFT", source: ModelSource, demos: Sequence[tuple[Ref, list[Row
         trainer = TokenBudgetSFTTrainer(
             token_budget=None if stage.token_budget == "auto" else stage.token_budget,
             packing=stage.packing,
+            memory_gb=stage.memory_gb,
             evaluation=_evaluation(stage, mix, tokenizer, limit),
             model=model,
             processing_class=tokenizer,
             args=_config(stage, len(mix.train), work, device),
             train_dataset=Dataset.from_list([demo.features for demo in mix.train]),
         )
-        if stage.packing and not trainer.packs:
+        if stage.packing and not (trainer.packs or trainer.core):
             work.progress(0, trainer.args.max_steps, "not packed: this model would look from one demo into the next")
         trainers.run_training(trainer, work)
         merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.path)

@@ -6,25 +6,29 @@ number and changes no state, so it does not change what is learned, and a resume
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.card import Row
 from pipeline.stage import read_jsonl
+from stages.engines.core import core_of, scattered
+from stages.engines.flat_rows import flat_demos
 from stages.engines.models import peak_memory_gib, quiet
 from stages.engines.packing import keeps_demos_apart, pack, packed
 from stages.engines.samplers import Sampling, TransformersSampler
 from stages.engines.sft_demos import Demo
-from stages.engines.token_budget import plan
+from stages.engines.token_budget import MicroBatch, plan, plan_lines
 from stages.engines.trainers import PipelineTrainer
 
 with quiet():
     from trl import SFTTrainer
+    from trl.trainer.utils import FusedCausalLMOutput
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,18 @@ class Evaluation:
 class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
     """TRL's loss over a step's demos, in micro-batches by tokens; the gradient is that of the whole step."""
 
-    def __init__(self, token_budget: int | None, packing: bool, evaluation: Evaluation, **options: Any) -> None:
+    def __init__(
+        self,
+        token_budget: int | None,
+        packing: bool,
+        evaluation: Evaluation,
+        memory_gb: float | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.token_budget = token_budget
-        self.packs = packing and keeps_demos_apart(self.model)
+        self.core = core_of(self.model, self.accelerator.device, self.args.optim, memory_gb)
+        self.packs = packing and not self.core and keeps_demos_apart(self.model)
         self.evaluation = evaluation
         self._step_began = time.perf_counter()
         self._num_tokens = 0
@@ -60,18 +72,29 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
 
     def _accumulate(self, model: Any, batch: Batch, num_items_in_batch: Any) -> torch.Tensor:
         """TRL divides each micro-batch's loss by the tokens of the whole step, so the parts simply add up."""
+        if self.core:
+            self.core.begin()
         total = torch.zeros((), device=self.accelerator.device)
         for part in self._parts(model, batch):
             with self.compute_loss_context_manager():
-                loss = self.compute_loss(model, part, num_items_in_batch=num_items_in_batch)
+                loss = self.compute_loss(self._scorer(model), part, num_items_in_batch=num_items_in_batch)
             self.accelerator.backward(loss)
             total += loss.detach()
+        if self.core and self.accelerator.num_processes > 1:
+            self.core.average_gradients()
         self._num_tokens = int(batch["attention_mask"].sum())
         return total
 
     def _parts(self, model: Any, batch: Batch) -> Iterator[Batch]:
         """The micro-batches of a padded batch, each within the token budget."""
         lengths = batch["attention_mask"].sum(1).tolist()
+        if self.core:
+            planned = self.core.plan_step(max(lengths), sum(lengths)).tokens
+            micros = plan_lines(
+                [0] * len(lengths), lengths, min(planned, self.token_budget or planned), [0] * len(lengths)
+            )
+            yield from self._cut(batch, micros)
+            return
         budget = self.budget(model)
         if self.packs:
             rows = pack(lengths, width=max(lengths))
@@ -79,9 +102,24 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
             for start in range(0, len(rows), height):
                 yield packed(batch, lengths, rows[start : start + height])
             return
-        for micro in plan([0] * len(lengths), lengths, budget):
+        yield from self._cut(batch, plan([0] * len(lengths), lengths, budget))
+
+    def _cut(self, batch: Batch, micros: Iterable[MicroBatch]) -> Iterator[Batch]:
+        for micro in micros:
             chosen = torch.tensor(micro.rows, device=batch["input_ids"].device)
             yield {name: value[chosen, : micro.completion_width] for name, value in batch.items()}
+
+    def _scorer(self, model: Any) -> Any:
+        """What TRL's loss asks for log-probabilities: the core where there is one, else the model."""
+        return self._score_line if self.core else model
+
+    def _score_line(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor, **_: Any) -> FusedCausalLMOutput:
+        """The core's answer in the shape of TRL's fused head: of each token but the first, zero where not learned."""
+        assert self.core
+        line = flat_demos(input_ids, labels, attention_mask.sum(1).tolist())
+        shifted = labels[:, 1:]
+        terms = [scattered(found, line, shifted) for found in self.core.terms(line)]
+        return FusedCausalLMOutput(log_probs=terms[0], entropy=terms[1], is_top1=terms[2], label_mask=shifted != -100)
 
     # --- what is looked at while training --------------------------------------------------------------
 
@@ -115,7 +153,9 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
             batch = self._prepare_inputs(self.data_collator([demo.features for demo in demos[start : start + size]]))
             for part in self._parts(self.model, batch):
                 with self.compute_loss_context_manager():
-                    total += float(self.compute_loss(self.model, part)) * int((part["labels"][:, 1:] != -100).sum())
+                    total += float(self.compute_loss(self._scorer(self.model), part)) * int(
+                        (part["labels"][:, 1:] != -100).sum()
+                    )
         self.model.train()
         self._metrics["eval"].clear()
         return total / num_learned

@@ -82,15 +82,42 @@ def plan(
         yield micro
 
 
+def plan_lines(
+    prompt_lengths: list[int], completion_lengths: list[int], token_budget: int, prompts: list[int]
+) -> Iterator[MicroBatch]:
+    """Like `plan`, for rows that lie end to end: no padding counts, and rows with one prompt stay together."""
+    micro, num_tokens = MicroBatch(), 0
+    for i in sorted((i for i, length in enumerate(completion_lengths) if length > 0), key=lambda i: prompts[i]):
+        row = (i, prompts[i], prompt_lengths[i], completion_lengths[i])
+        more = completion_lengths[i] + (0 if prompts[i] in micro.prompts else prompt_lengths[i])
+        if micro.rows and num_tokens + more > token_budget:
+            yield micro
+            micro, num_tokens, more = MicroBatch(), 0, prompt_lengths[i] + completion_lengths[i]
+        micro, num_tokens = micro.with_row(*row), num_tokens + more
+    if micro.rows:
+        yield micro
+
+
 def plan_batch(
-    batch: Batch, token_budget: int, kept_rows: torch.Tensor | None = None, share_prompts: bool = False
+    batch: Batch,
+    token_budget: int,
+    kept_rows: torch.Tensor | None = None,
+    share_prompts: bool = False,
+    end_to_end: bool = False,
 ) -> list[MicroBatch]:
-    """The plan for a batch of TRL's GRPO tensors; `kept_rows` (B,) bool names the rows worth computing."""
+    """The plan for a batch of TRL's GRPO tensors; `kept_rows` (B,) bool names the rows worth computing.
+
+    `end_to_end`: the rows of a micro-batch will lie in one line and share their prompts.
+    """
     completion_lengths = batch["completion_mask"].sum(1)
     if kept_rows is not None:
         completion_lengths = completion_lengths * kept_rows
-    prompts = same_prompts(batch["prompt_ids"], batch["prompt_mask"])[1].tolist() if share_prompts else None
-    return list(plan(batch["prompt_mask"].sum(1).tolist(), completion_lengths.tolist(), token_budget, prompts))
+    shares = share_prompts or end_to_end
+    prompts = same_prompts(batch["prompt_ids"], batch["prompt_mask"])[1].tolist() if shares else None
+    lengths = batch["prompt_mask"].sum(1).tolist(), completion_lengths.tolist()
+    if end_to_end:
+        return list(plan_lines(*lengths, token_budget, prompts or []))
+    return list(plan(*lengths, token_budget, prompts))
 
 
 def same_prompts(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, ResourceError
 from pipeline.settings import did_you_mean
 from pipeline.stage import Workdir
 from stages.engines import checkpoints
+from stages.engines.core import Core
 from stages.engines.models import quiet
 from stages.engines.stopping import Stop, stop_on_signals
 from stages.engines.token_budget import automatic_budget, lowered
@@ -60,6 +61,7 @@ class PipelineTrainer:
 
     work: Workdir
     token_budget: int | None = None
+    core: Core | None = None
 
     if TYPE_CHECKING:  # what the TRL trainer brings
         accelerator: Any
@@ -75,7 +77,7 @@ class PipelineTrainer:
         return self.token_budget
 
     def within_memory(self, model: Any, accumulate: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Runs a step's forward and backward passes; out of GPU memory, it begins again with half the budget.
+        """Runs a step's forward and backward passes; out of GPU memory, it begins again with less at once.
 
         It begins again from the first micro-batch, because a backward pass may have got half way.
         """
@@ -86,14 +88,21 @@ class PipelineTrainer:
                 pass  # mended below, where the failed pass's tensors are no longer held by the traceback
             model.zero_grad()
             torch.cuda.empty_cache()
-            self.token_budget = self.budget(model) // 2
-            if self.token_budget < 32:
-                raise ResourceError(
-                    "the GPU's memory is too small for even one response",
-                    hint="set gradient_checkpointing: true, quantization: nf4, or shorter responses",
-                )
-            note = f"out of GPU memory: token budget halved to {self.token_budget}"
+            note = self.core.lower() if self.core else self._halve_budget(model)
             self.work.progress(self.state.global_step, self.args.max_steps, note)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The core has all weights in one."""
+        return super().create_optimizer(self.core.optimized if self.core else model)  # type: ignore[misc]
+
+    def _halve_budget(self, model: Any) -> str:
+        self.token_budget = self.budget(model) // 2
+        if self.token_budget < 32:
+            raise ResourceError(
+                "the GPU's memory is too small for even one response",
+                hint="set gradient_checkpointing: true, quantization: nf4, or shorter responses",
+            )
+        return f"out of GPU memory: token budget halved to {self.token_budget}"
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: the artifact's manifest says more."""

@@ -1,0 +1,181 @@
+"""One run of the project's own trainers on a case of `core_cases.py`; prints one RESULT line. Called by `core.py`.
+
+The stage's trainer with its optimiser, clipping and metrics, on a rollout that is made up. `--without` takes one lever
+away, for the table that says what each is worth.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOConfig, SFTConfig
+
+from benchmarks.core_cases import (
+    CASES,
+    GIB,
+    RANK,
+    Case,
+    Meter,
+    callback,
+    completions,
+    demos,
+    limit_memory,
+    open_tokenizer,
+    prompts,
+    rewards,
+    say,
+)
+from pipeline.stage import Workdir, read_jsonl
+from stages.engines import core, flat_rows, fused, grpo_trainer, sft_trainer, trainers
+from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
+from stages.engines.models import attach_lora, load_model
+from stages.engines.samplers import Completion, Sampling
+from stages.engines.sft_trainer import Evaluation, TokenBudgetSFTTrainer
+from stages.memory_plan import CONTEXT_BYTES, Plan
+
+CUDA = torch.cuda.is_available()
+
+
+class MadeUpSampler:
+    """Random responses of the case's length."""
+
+    trained_elsewhere = False
+
+    def __init__(self, case: Case) -> None:
+        self.tokens = completions(case)
+
+    def sync(self, model: Any, step: int) -> None: ...
+
+    def sleep(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def generate(self, prompts: Any, n: int, sampling: Sampling, progress: Any = None) -> list[list[Completion]]:
+        return [[self._one() for _ in range(n)] for _ in prompts]
+
+    def _one(self) -> Completion:
+        ids = next(self.tokens)
+        return Completion(ids, "", False, [0.0] * len(ids))
+
+
+def grpo(case: Case, model: Any, tokenizer: Any, folder: Path, optim: str, meter: Meter) -> Any:
+    sampler = MadeUpSampler(case)
+    sampler.generate = meter.rollout(sampler.generate)  # type: ignore[method-assign]
+    return TokenBudgetGRPOTrainer(
+        model=model,
+        tokenizer=tokenizer,
+        args=GRPOConfig(
+            **trainers.common_arguments(Workdir(folder), model.device, 10**6, 0),
+            max_steps=case.steps,
+            per_device_train_batch_size=case.generations,
+            num_generations=case.generations,
+            max_completion_length=case.completion,
+            learning_rate=1e-6,
+            optim=optim,
+            gradient_checkpointing=False,
+        ),
+        problems=[{"prompt": text, "row": {"id": str(i)}} for i, text in enumerate(prompts(case))],
+        sampler=sampler,
+        sampling=Sampling(max_new_tokens=case.completion),
+        score=lambda rows, *_: [{"reward": value, "reward/accuracy": value} for value in rewards(len(rows))],
+        reward_weights={"accuracy": 1.0},
+        memory_gb=told(case),
+    )
+
+
+def sft(case: Case, model: Any, tokenizer: Any, folder: Path, optim: str) -> Any:
+    from datasets import Dataset
+
+    rows = [{"input_ids": ids, "labels": ids} for ids in demos(case)]
+    return TokenBudgetSFTTrainer(
+        token_budget=None,
+        packing=True,
+        evaluation=Evaluation(10**6, [], [], [], Sampling()),
+        memory_gb=told(case),
+        model=model,
+        processing_class=tokenizer,
+        args=SFTConfig(
+            **trainers.common_arguments(Workdir(folder), model.device, 10**6, 0),
+            max_steps=case.steps,
+            per_device_train_batch_size=case.completion // case.demo,
+            learning_rate=1e-6,
+            optim=optim,
+            max_length=None,
+            gradient_checkpointing=False,
+        ),
+        train_dataset=Dataset.from_list(rows),
+    )
+
+
+def told(case: Case) -> float | None:
+    """`memory_gb` that leaves the allocator what the case allows."""
+    return (case.allowed_gib * GIB + CONTEXT_BYTES) / 1e9 if case.allowed_gib else None
+
+
+def with_plan(**changes: Any) -> Callable[[], None]:
+    """A lever that changes every plan."""
+
+    def pull() -> None:
+        planned = core.make_plan
+        core.make_plan = lambda *args: Plan(**{**vars(planned(*args)), **changes})
+
+    return pull
+
+
+def without_core() -> None:
+    for module in (grpo_trainer, sft_trainer):
+        module.core_of = lambda *_: None  # type: ignore[attr-defined]
+
+
+def without_shared_prompts() -> None:
+    shared = flat_rows.flat_completions
+    grpo_trainer.flat_completions = lambda *tensors: shared(*tensors, share=False)  # type: ignore[attr-defined]
+
+
+def without_fused_kernels() -> None:
+    fused._compiled = lambda function: function  # type: ignore[assignment]
+
+
+LEVERS: dict[str, Callable[[], None]] = {
+    "core": without_core,
+    "shared-prompts": without_shared_prompts,
+    "fused-kernels": without_fused_kernels,
+    "offload": with_plan(keep="gpu"),
+    "kept-attention": with_plan(keeps_attention=False),
+    "mlp-tiles": with_plan(tile=10**9),
+    "head-tiles": with_plan(head_tile=10**9),
+    "whole-batch-passes": with_plan(tokens=1),
+    "adam-8bit": lambda: None,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--model-dir", type=Path, required=True)
+    parser.add_argument("--without", choices=LEVERS)
+    parser.add_argument("--cap-gib", type=float, default=0.0)
+    chosen = parser.parse_args()
+    case = CASES[chosen.case]
+    limit_memory(chosen.cap_gib)
+    if chosen.without:
+        LEVERS[chosen.without]()
+    optim = "adamw_8bit" if CUDA and chosen.without != "adam-8bit" else "adamw_torch_fused"
+    torch.manual_seed(0)
+    model = attach_lora(load_model(chosen.model_dir, quantization="nf4" if CUDA else None), RANK, RANK)
+    meter, tokenizer, folder = Meter(), open_tokenizer(chosen.model_dir), Path(tempfile.mkdtemp())
+    made = (sft if case.demo else grpo)(case, model, tokenizer, folder, optim, *([] if case.demo else [meter]))
+    made.add_callback(callback(meter))
+    made.work = Workdir(folder)
+    made.train()
+    row = meter.row(case)
+    if made.core:
+        row["plan"] = {k: v for k, v in vars(made.core.plan).items() if k != "fits"}
+    say(row | {"grad_norms": [round(line["grad_norm"], 5) for line in read_jsonl(made.work.metrics_file)]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The model in training as the core computes it: what it may use of the GPU, and the plan for each step.
+
+Used on CUDA for a frozen decoder with a LoRA adapter (`can_go_layerwise`); everything else goes the way of the
+libraries. How much memory a step may take: what the stage was told (`memory_gb`), or what is free when it begins.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.training_args import OptimizerNames
+
+from pipeline.errors import ResourceError
+from stages.engines.flat_rows import FlatRows
+from stages.engines.layerwise import LineTerms, can_go_layerwise, line_terms
+from stages.engines.token_budget import lowered
+from stages.memory_plan import CONTEXT_BYTES, GIB, MAX_TOKENS, Plan, Setup, Shape, make_plan, resident_bytes
+
+# Of what is free, as the allocator cannot fill it to the last byte.
+_USABLE = 0.9
+# Less than this share of the first step's allowance and no step will ever fit.
+_LEAST = 0.2
+
+
+class Core:
+    """See the module docstring."""
+
+    def __init__(self, model: Any, optim: str, memory_gb: float | None = None) -> None:
+        config = model.config.get_text_config()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        rank = next(iter(model.peft_config.values())).r
+        is_quantized = bool(getattr(model, "is_loaded_in_4bit", False))
+        self.model, self.device = model, trained[0].device
+        self._gather(trained)
+        self.shape = Shape.of(config.to_dict())
+        self.setup = Setup(rank, is_quantized, 2 if "8bit" in OptimizerNames(optim).value else 8)
+        self.memory_gb, self.share = memory_gb, 1.0
+        self.plan = Plan(MAX_TOKENS, "gpu", True, MAX_TOKENS, MAX_TOKENS)
+
+    def _gather(self, trained: list[torch.nn.Parameter]) -> None:
+        """All weights in one, and all gradients, each a view: an optimiser has one weight and not some hundreds.
+
+        In fp32: TRL rounds a quantised model's adapter to bf16, where small steps are lost.
+        """
+        together = torch.nn.Parameter(torch.cat([weight.detach().float().flatten() for weight in trained]))
+        self.optimized = torch.nn.ParameterDict({"adapter": together})
+        self._gradient, sizes = torch.zeros_like(together), [weight.numel() for weight in trained]
+        self._trained: list[tuple[torch.nn.Parameter, Tensor]] = []
+        for weight, data, gradient in zip(
+            trained, together.detach().split(sizes), self._gradient.split(sizes), strict=True
+        ):
+            weight.data = data.view_as(weight)
+            self._trained.append((weight, gradient.view_as(weight)))
+
+    def begin(self) -> None:
+        """Before gradients are added: from zero, unless some are there already."""
+        if self._trained[0][0].grad is None:
+            self._gradient.zero_()
+            for weight, gradient in self._trained:
+                weight.grad = gradient
+            self.optimized["adapter"].grad = self._gradient
+
+    def plan_step(self, longest: int, batch_tokens: int) -> Plan:
+        """The plan for a step whose longest row and whose rows together have so many tokens."""
+        if self.device.type == "cuda":
+            allowed, here = lowered(int(self._allowed() * self.share)), torch.cuda.memory_allocated(self.device)
+            resident = max(here, resident_bytes(self.shape, self.setup))
+            self.plan = make_plan(self.shape, self.setup, allowed, longest, batch_tokens, resident)
+        return self.plan
+
+    def lower(self) -> str:
+        """After running out of memory: less from now on. Returns a note; ResourceError when nothing is left to give."""
+        self.share *= 0.8
+        if self.share < _LEAST or not self.plan.fits:
+            raise ResourceError(
+                f"the GPU's memory is too small even for the smallest plan ({self.plan.peak_bytes / GIB:.1f} GiB)",
+                hint="shorten the responses, set quantization: nf4 and optim: adamw_8bit, or lower lora.rank",
+            )
+        return f"out of GPU memory: going on with {self.share:.0%} of it"
+
+    def terms(self, line: FlatRows, temperature: float = 1.0) -> LineTerms:
+        return line_terms(self.model, line, self.plan, temperature)
+
+    def average_gradients(self) -> None:
+        """Over the processes of a run on several GPUs: the core adds gradients where DDP does not see it."""
+        torch.distributed.all_reduce(self._gradient, op=torch.distributed.ReduceOp.SUM)
+        self._gradient /= torch.distributed.get_world_size()
+
+    def _allowed(self) -> int:
+        if self.memory_gb is not None:
+            return int(self.memory_gb * 1e9) - CONTEXT_BYTES
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return torch.cuda.memory_reserved(self.device) + int(free * _USABLE)
+
+
+def core_of(model: Any, device: torch.device, optim: str, memory_gb: float | None = None) -> Core | None:
+    """The core for a model in training; None where it is not for this model or machine."""
+    return Core(model, optim, memory_gb) if device.type == "cuda" and can_go_layerwise(model) else None
+
+
+def scattered(values: Tensor, line: FlatRows, like: Tensor) -> Tensor:
+    """What was found of each predicted token, (N,), in the rectangle it came from; 0 elsewhere."""
+    places = line.rows.to(values.device), line.columns.to(values.device)
+    return torch.zeros(like.shape, dtype=values.dtype, device=values.device).index_put(places, values)

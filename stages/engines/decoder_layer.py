@@ -1,0 +1,146 @@
+"""One layer of a Llama-like decoder over a line of tokens, forward and backward, with nothing kept that is cheap to
+compute again.
+
+Kept between the passes: the layer's input and, if the plan says so, the attention's output. The backward pass
+computes the norms, queries, keys, values and the MLP's inside again; the MLP goes through in tiles, so its wide
+tensors exist for some tokens only. Each weight is unpacked once a pass.
+
+The model's own modules hold the weights; this computes what their `forward` does (Llama, Qwen2, Qwen3).
+Shapes: T tokens, H query heads, K key heads, D numbers a head.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.engines.attention import attend, attend_backward
+from stages.engines.flat_rows import FlatRows
+from stages.engines.fused import (
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_backward_add,
+    rotated,
+    swiglu,
+    swiglu_backward,
+)
+from stages.engines.projection import Projection
+
+
+@dataclass(frozen=True)
+class Line:
+    """What all layers of a pass share."""
+
+    pieces: FlatRows
+    cos: Tensor
+    sin: Tensor
+    tile: int
+
+
+@dataclass
+class _Inside:
+    """What the attention's backward pass needs of its forward pass."""
+
+    normed: Tensor
+    heads: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class LayerPass:
+    """One layer during one pass."""
+
+    def __init__(self, layer: Any, line: Line, dtype: torch.dtype) -> None:
+        self.layer, self.line, self.dtype = layer, line, dtype
+        self.attention, self.mlp = layer.self_attn, layer.mlp
+        self.head_dim = self.attention.head_dim
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The layer's output, the attention's output (T, H, D) and its log-sums."""
+        out, lse = self._attended(hidden)
+        middle = self._o().forward(out.flatten(1)).add_(hidden)
+        gate_up, down = self._gate_up(), self._down()
+        for tile in self._tiles(middle):
+            wide = gate_up.forward(self._norm(self.layer.post_attention_layernorm, tile))
+            tile.add_(down.forward(swiglu(wide)))
+        return middle, out, lse
+
+    def backward(self, d_hidden: Tensor, hidden: Tensor, kept: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Gradient of the layer's input; `d_hidden` is overwritten. `kept`: the attention's output and log-sums."""
+        out, lse = kept or self._attended(hidden)
+        o = self._o()
+        middle = o.forward(out.flatten(1)).add_(hidden)
+        self._mlp_backward(d_hidden, middle)
+        del middle
+        d_out = o.backward(d_hidden, out.flatten(1)).reshape(out.shape)
+        del o
+        qkv = self._qkv()
+        inside = self._inside(hidden, qkv)
+        d_heads = self._attention_backward(d_out, out, lse, inside)
+        del d_out, out, lse
+        d_normed = qkv.backward(d_heads, inside.normed)
+        norm = self.layer.input_layernorm
+        return rms_norm_backward_add(d_normed, hidden, norm.weight, norm.variance_epsilon, d_hidden)
+
+    def _attended(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        inside = self._inside(hidden, self._qkv())
+        return attend(inside.q, inside.k, inside.v, self.line.pieces)
+
+    def _mlp_backward(self, d_hidden: Tensor, middle: Tensor) -> None:
+        """Turns the gradient of the layer's output into that of the MLP's input, in place."""
+        gate_up, down = self._gate_up(), self._down()
+        norm = self.layer.post_attention_layernorm
+        for d_tile, tile in zip(self._tiles(d_hidden), self._tiles(middle), strict=True):
+            normed = self._norm(norm, tile)
+            wide = gate_up.forward(normed)
+            d_wide = swiglu_backward(down.backward(d_tile, swiglu(wide)), wide)
+            d_normed = gate_up.backward(d_wide, normed)
+            d_tile.copy_(rms_norm_backward_add(d_normed, tile, norm.weight, norm.variance_epsilon, d_tile))
+
+    def _inside(self, hidden: Tensor, qkv: Projection) -> _Inside:
+        normed = self._norm(self.layer.input_layernorm, hidden)
+        heads = qkv.forward(normed).unflatten(1, (-1, self.head_dim))
+        num_q, num_k = self._num_heads
+        q, k, v = heads.split([num_q, num_k, num_k], 1)
+        if hasattr(self.attention, "q_norm"):  # Qwen3
+            q, k = self._norm(self.attention.q_norm, q), self._norm(self.attention.k_norm, k)
+        cos, sin = self.line.cos, self.line.sin
+        return _Inside(normed, heads, rotated(q, cos, sin), rotated(k, cos, sin), v)
+
+    def _attention_backward(self, d_out: Tensor, out: Tensor, lse: Tensor, inside: _Inside) -> Tensor:
+        """Gradient of what the projection of queries, keys and values gave, (T, (H + 2K) D)."""
+        dq, dk, dv = attend_backward(d_out, inside.q, inside.k, inside.v, out, lse, self.line.pieces)
+        cos, back = self.line.cos, -self.line.sin
+        dq, dk = rotated(dq, cos, back), rotated(dk, cos, back)
+        if hasattr(self.attention, "q_norm"):
+            num_q, num_k = self._num_heads
+            q, k, _ = inside.heads.split([num_q, num_k, num_k], 1)
+            q_norm, k_norm = self.attention.q_norm, self.attention.k_norm
+            dq = rms_norm_backward(dq, q, q_norm.weight, q_norm.variance_epsilon)
+            dk = rms_norm_backward(dk, k, k_norm.weight, k_norm.variance_epsilon)
+        return torch.cat([dq, dk, dv], 1).flatten(1)
+
+    @property
+    def _num_heads(self) -> tuple[int, int]:
+        return self.attention.q_proj.out_features // self.head_dim, self.attention.k_proj.out_features // self.head_dim
+
+    def _qkv(self) -> Projection:
+        return Projection([self.attention.q_proj, self.attention.k_proj, self.attention.v_proj], self.dtype)
+
+    def _o(self) -> Projection:
+        return Projection([self.attention.o_proj], self.dtype)
+
+    def _gate_up(self) -> Projection:
+        return Projection([self.mlp.gate_proj, self.mlp.up_proj], self.dtype)
+
+    def _down(self) -> Projection:
+        return Projection([self.mlp.down_proj], self.dtype)
+
+    def _norm(self, norm: Any, x: Tensor) -> Tensor:
+        return rms_norm(x, norm.weight, norm.variance_epsilon)
+
+    def _tiles(self, x: Tensor) -> Iterator[Tensor]:
+        return iter(x.split(self.line.tile))

@@ -1,0 +1,203 @@
+"""What a training pass over a frozen model with a LoRA adapter needs of a GPU's memory, and the fastest plan that fits.
+
+Reads a model's `config.json` as a mapping and a few numbers; imports no torch, loads nothing. Used before a run (the
+forecast) and in it (`stages/engines/layerwise.py`). How to use it:
+
+    shape = Shape.of(config)                              # a mapping with hidden_size, num_hidden_layers, …
+    setup = Setup(rank=32, quantized=True, optimizer_bytes=2)
+    resident_bytes(shape, setup)                          # weights, adapter, gradients, optimiser
+    plan = make_plan(shape, setup, allowed_bytes, longest=1042, batch_tokens=8336)
+    plan.peak_bytes, plan.fits                            # resident memory and the pass, both phases of it
+
+A plan says how many tokens ride in one pass, where the layers' inputs wait for the backward pass (`keep`: on the GPU
+or in pinned host memory), whether the attention's outputs wait with them, and how many tokens the wide parts of a
+layer (the gated MLP, the head's logits) take at once. Everything that a plan changes costs little speed; what costs
+most is given up last. The bytes are an estimate from the shapes, checked against one H100 in `docs/performance.md`.
+
+All sizes are bytes of torch's allocator: the CUDA context (`CONTEXT_BYTES`) comes on top.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, Literal
+
+GIB = 2**30
+# What CUDA, its libraries and the kernels' code take of a card beside the allocator; about 0.5 GiB on an H100.
+CONTEXT_BYTES = GIB // 2
+# cuBLAS keeps 32 MiB of the allocator's memory for each of its handles and streams, on an H100.
+WORKSPACE_BYTES = 2**27
+# What the allocator cannot use because of the sizes of its blocks, as a share.
+FRAGMENTATION = 0.05
+
+HALF, SINGLE = 2, 4  # bytes of a bf16 and an fp32 number
+# bitsandbytes: 4 bits a weight, a scale of 8 bits for 64 of them, and a scale of the scales for 256 of those.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Beyond these the matrices are so large that more tokens at once are no faster.
+MAX_TOKENS = 16384
+MIN_TILE = 256
+TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+HEAD_TILES = (1024, 512, 256, 128, 64)
+
+# A coarse model of time: Python sends a kernel in about 20 µs, and attention runs at about 300 TFLOP/s (H100).
+SECONDS_A_KERNEL, ATTENTION_FLOPS = 20e-6, 3e14
+# Kernels of a layer, and of each of its tiles and the head's, forward and backward.
+LAYER_KERNELS, TILE_KERNELS, HEAD_KERNELS = 100, 34, 10
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder, from its configuration."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+    vocab: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Shape":
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        return cls(
+            hidden=hidden,
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or hidden // heads,
+            inner=config.get("intermediate_size") or 4 * hidden,
+            vocab=config["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings", False)),
+        )
+
+    @property
+    def queries(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def linear_weights(self) -> int:
+        """Of one layer."""
+        return self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.inner)
+
+    def adapter_weights(self, rank: int) -> int:
+        """Of a LoRA of this rank on every linear layer."""
+        ins_and_outs = 2 * (self.hidden + self.queries) + 2 * (self.hidden + self.keys) + 3 * (self.hidden + self.inner)
+        return self.layers * rank * ins_and_outs
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained, and how."""
+
+    rank: int
+    quantized: bool
+    optimizer_bytes: int
+    """A weight's two moments: 2 with an 8-bit optimiser, else 8."""
+    adapter_bytes: int = SINGLE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch goes through the model; see the module docstring."""
+
+    tokens: int
+    """Of one pass, at most; a single longer row goes alone."""
+    keep: Literal["gpu", "host"]
+    keeps_attention: bool
+    tile: int
+    """Tokens of the MLP at once."""
+    head_tile: int
+    """Tokens whose logits exist at once."""
+    peak_bytes: int = 0
+    fits: bool = True
+
+
+def resident_bytes(shape: Shape, setup: Setup) -> int:
+    """Weights, adapter, its gradient, the optimiser's moments, and cuBLAS's own memory."""
+    per_weight = NF4_BYTES if setup.quantized else HALF
+    embeddings = shape.vocab * shape.hidden * HALF * (1 if shape.tied else 2)
+    adapter = shape.adapter_weights(setup.rank) * (2 * setup.adapter_bytes + setup.optimizer_bytes)
+    return int(shape.layers * shape.linear_weights * per_weight + embeddings + adapter) + WORKSPACE_BYTES
+
+
+def pass_bytes(shape: Shape, plan: Plan) -> int:
+    """What forward and backward over `plan.tokens` tokens need at their peak."""
+    hidden, queries, keys = (plan.tokens * width * HALF for width in (shape.hidden, shape.queries, shape.keys))
+    kept_layers = shape.layers if plan.keep == "gpu" else 2  # of the host's, one in use and one on its way
+    kept = kept_layers * (hidden + (queries if plan.keeps_attention else 0))
+    out = 0 if plan.keeps_attention else queries
+    # The norm's output; queries, keys and values before and after rotation; the gradients of the output and of the
+    # queries, which the kernel adds up in fp32, and of keys and values, which it writes for every query head.
+    attention = hidden + out + 7 * queries + 5 * keys + (2 * queries if shape.heads != shape.kv_heads else 0)
+    attention += shape.hidden * (shape.queries + 2 * shape.keys) * HALF
+    tile = min(plan.tile, plan.tokens)
+    mlp = hidden + out + tile * (5 * shape.inner + 3 * shape.hidden) * HALF + 3 * shape.hidden * shape.inner * HALF
+    head = 2 * hidden + min(plan.head_tile, plan.tokens) * shape.vocab * (SINGLE + HALF)
+    return int(kept + hidden + max(attention, mlp, head))
+
+
+def seconds(shape: Shape, plan: Plan, longest: int, batch_tokens: int) -> float:
+    """What distinguishes plans in time: kernels, and attention that is computed again."""
+    passes, tiles = ceil(batch_tokens / plan.tokens), ceil(min(plan.tokens, batch_tokens) / plan.tile)
+    kernels = passes * shape.layers * (LAYER_KERNELS + tiles * TILE_KERNELS)
+    kernels += ceil(batch_tokens / plan.head_tile) * HEAD_KERNELS
+    if plan.keeps_attention:
+        return kernels * SECONDS_A_KERNEL
+    again = 2 * batch_tokens * longest * shape.queries / ATTENTION_FLOPS
+    return kernels * SECONDS_A_KERNEL + shape.layers * (again + passes * LAYER_KERNELS / 4 * SECONDS_A_KERNEL)
+
+
+def estimated(shape: Shape, plan: Plan, allowed_bytes: int, resident: int) -> Plan:
+    """The plan with its peak and whether that is allowed."""
+    peak = resident + int(pass_bytes(shape, plan) * (1 + FRAGMENTATION))
+    return replace(plan, peak_bytes=peak, fits=peak <= allowed_bytes)
+
+
+def candidates(longest: int, batch_tokens: int) -> Iterator[Plan]:
+    """All plans; of two that take as long, the simpler comes first."""
+    tokens = max(longest, min(batch_tokens, MAX_TOKENS))
+    keeps: tuple[Literal["gpu", "host"], ...] = ("gpu", "host")
+    while True:
+        yield from (
+            Plan(tokens, keep, keeps_attention, tile, head_tile)
+            for keep in keeps
+            for keeps_attention in (True, False)
+            for tile in tiles_of(tokens)
+            for head_tile in HEAD_TILES
+        )
+        if tokens <= longest:
+            return
+        tokens = max(longest, tokens // 2)
+
+
+def tiles_of(tokens: int) -> list[int]:
+    """Tiles of about the same size, in multiples of 64, from all tokens to some hundreds."""
+    return [ceil(tokens / number / 64) * 64 for number in TILES if number <= max(1, tokens // MIN_TILE)]
+
+
+def make_plan(
+    shape: Shape, setup: Setup, allowed_bytes: int, longest: int, batch_tokens: int, resident: int | None = None
+) -> Plan:
+    """The fastest plan within `allowed_bytes`; where none fits, the one that needs least, with `fits` False.
+
+    `longest`: tokens of the longest row, prompt and response; `batch_tokens`: of all rows of a step; `resident`: what
+    is there beside the pass, where that was measured.
+    """
+    there = resident_bytes(shape, setup) if resident is None else resident
+    found = [estimated(shape, plan, allowed_bytes, there) for plan in candidates(longest, batch_tokens)]
+    fitting = [plan for plan in found if plan.fits]
+    if not fitting:
+        return min(found, key=lambda plan: plan.peak_bytes)
+    return min(fitting, key=lambda plan: seconds(shape, plan, longest, batch_tokens))
+
+
+def host_bytes(shape: Shape, plan: Plan) -> int:
+    """Pinned host memory that a plan takes."""
+    width = shape.hidden + (shape.queries if plan.keeps_attention else 0)
+    return plan.tokens * width * HALF * shape.layers if plan.keep == "host" else 0
