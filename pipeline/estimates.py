@@ -22,10 +22,14 @@ def expected_seconds(recipe: Recipe, lines: Iterable[Line]) -> dict[str, float |
     return {line.stage: _left(recipe, line) for line in lines if line.state != DONE}
 
 
+def whole_seconds(recipe: Recipe, stage: str) -> float | None:
+    """What a stage takes from beginning to end."""
+    found = _measured(recipe, stage)
+    return 60 * recipe.minutes[stage] if found is None and stage in recipe.minutes else found
+
+
 def _left(recipe: Recipe, line: Line) -> float | None:
-    whole = _measured(recipe, line.stage)
-    if whole is None and line.stage in recipe.minutes:
-        whole = 60 * recipe.minutes[line.stage]
+    whole = whole_seconds(recipe, line.stage)
     if whole is None or line.state != RESUME:
         return whole
     progress = _read(partial_folder(recipe.folder, line.stage) / "progress.json")

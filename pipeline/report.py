@@ -196,8 +196,12 @@ def _lineage_json(stage: StageRecord) -> dict[str, Any]:
 
 
 def _cost_json(run: Run) -> dict[str, Any]:
-    fields = {"seconds", "peak_memory_gib", "peak_gpu_memory_gib"}
-    stages = {s.name: s.manifest.model_dump(include=fields) for s in run.stages if s.manifest.seconds is not None}
+    fields = {"seconds", "peak_memory_gib", "peak_gpu_memory_gib", "forecast"}
+    stages = {
+        s.name: s.manifest.model_dump(include=fields) | {"step_seconds": report_lineage.step_seconds(s)}
+        for s in run.stages
+        if s.manifest.seconds is not None
+    }
     return {"total_seconds": sum(cost["seconds"] for cost in stages.values()), "stages": stages}
 
 

@@ -6,6 +6,7 @@ Command: `make report RUN=NAME`
 """
 
 from collections.abc import Iterator, Mapping
+from statistics import median
 from typing import Any
 
 from pipeline.refs import DATASET, REWARD_MODEL
@@ -123,19 +124,32 @@ def reward_models(run: Run) -> tuple[list[str], list[tuple[str, list[str]]]]:
 
 
 def cost_rows(run: Run) -> list[dict[str, Any]]:
-    """Seconds and memory of every finished stage, with its share of the longest for the bar."""
-    finished = [(stage.name, stage.manifest) for stage in run.stages if stage.manifest.seconds is not None]
+    """Seconds and memory of every finished stage beside their forecast, with its share of the longest for the bar."""
+    finished = [(stage, stage.manifest) for stage in run.stages if stage.manifest.seconds is not None]
     longest = max((manifest.seconds or 0 for _, manifest in finished), default=0) or 1
     return [
         {
-            "stage": name,
+            "stage": stage.name,
             "percent": round(100 * (manifest.seconds or 0) / longest, 1),
             "duration": duration(manifest.seconds),
             "memory": gibibytes(manifest.peak_memory_gib),
             "gpu_memory": gibibytes(manifest.peak_gpu_memory_gib),
+            "forecast_memory": gibibytes(manifest.forecast.peak_gib),
+            "step": seconds(step_seconds(stage)),
+            "forecast_step": seconds(manifest.forecast.seconds_per_step),
         }
-        for name, manifest in finished
+        for stage, manifest in finished
     ]
+
+
+def step_seconds(stage: StageRecord) -> float | None:
+    """The median over the steps; None for a stage without."""
+    values = [value for _, value in stage.curves.get("step_seconds", []) if value is not None]
+    return median(values) if values else None
+
+
+def seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g} s"
 
 
 def cards(run: Run) -> list[tuple[str, str, str]]:

@@ -60,6 +60,13 @@ class FileEntry(_View):
     sha256: str
 
 
+class Forecast(_View):
+    """What was expected before anything was loaded (`stages/forecast.py`)."""
+
+    peak_gib: Number = None
+    seconds_per_step: Number = None
+
+
 class Manifest(_View):
     """The part of `manifest.json` that the report shows."""
 
@@ -76,6 +83,7 @@ class Manifest(_View):
     seconds: Number = None
     peak_memory_gib: Number = None
     peak_gpu_memory_gib: Number = None
+    forecast: Forecast = Forecast()
     metrics: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
 

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from pipeline import disk, errors
-from pipeline.artifact import Artifact, load, read_json, set_aside, write_json
+from pipeline.artifact import Artifact, is_whole, load, read_json, set_aside, write_json
 from pipeline.disk import LEAST_ROOM
 from pipeline.durable import is_temporary
 from pipeline.errors import (
@@ -38,6 +38,7 @@ from pipeline.settings import did_you_mean
 from pipeline.stage import Inputs
 
 WORKER = [sys.executable, "-m", "pipeline", "_stage"]
+LAUNCHER = [sys.executable, "-m", "pipeline", "_launch"]
 GRACE_S = 60.0
 _ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+")
 
@@ -72,26 +73,34 @@ def require_inputs(recipe: Recipe, todo: Iterable[str], done: Iterable[str]) -> 
         there.add(name)
 
 
-def run_in_process(recipe: Recipe, name: str, watch: Watch, say: Callable[[str], None]) -> Artifact:
+def run_in_process(
+    recipe: Recipe, name: str, watch: Watch, say: Callable[[str], None], num_processes: int = 1
+) -> Artifact:
     """One stage in its own process group; returns its artifact or raises what went wrong in it.
 
-    A stage that runs out of memory goes on once more from its last checkpoint, with half the token budget.
+    A stage that spreads is made by `num_processes` together (`launch.py`). One that runs out of memory goes on once
+    more from its last checkpoint, with half the token budget.
     """
     try:
-        return _run_once(recipe, name, watch)
+        return _run_once(recipe, name, watch, num_processes)
     except OutOfMemory as error:
         say(f"{error.message}; once more with half the token budget")
-    return _run_once(recipe, name, watch, {"R1_TOKEN_SHARE": "0.5"})
+    return _run_once(recipe, name, watch, num_processes, {"R1_TOKEN_SHARE": "0.5"})
 
 
-def _run_once(recipe: Recipe, name: str, watch: Watch, settings: Mapping[str, str] = MappingProxyType({})) -> Artifact:
+def _run_once(
+    recipe: Recipe, name: str, watch: Watch, num_processes: int, settings: Mapping[str, str] = MappingProxyType({})
+) -> Artifact:
     partial, stage = _prepare_partial(recipe, name), recipe.stages[name]
     needed = max(LEAST_ROOM, stage.room_bytes(Inputs(stage, recipe.folder)) - disk.bytes_in(partial))
     disk.require_room(recipe.folder, needed, f"stage {name}")
     log, num_killed = recipe.folder / f"{name}.log", _killed_for_memory()
     with log.open("ab") as output:
         begins = output.tell()
-        child = start_child([*WORKER, str(recipe.folder), name], output, {**os.environ, **settings})
+        is_spread = num_processes > 1 and stage.spreads and not is_whole(partial)
+        command = [*LAUNCHER, str(num_processes)] if is_spread else WORKER
+        environment = dict(os.environ) if is_spread else _of_one_process()
+        child = start_child([*command, str(recipe.folder), name], output, {**environment, **settings})
     try:
         _wait(child, partial, lambda progress: watch(name, progress))
     except BaseException:
@@ -104,6 +113,13 @@ def _run_once(recipe: Recipe, name: str, watch: Watch, settings: Mapping[str, st
     if child.returncode:
         raise _failure(recipe, name, child.returncode, _since(log, begins))
     return load(recipe.folder / name)
+
+
+def _of_one_process() -> dict[str, str]:
+    """The environment of a stage that one process makes: it is nobody's rank, whatever a cluster has set, and sees the
+    first GPU alone, for transformers would cut a step's rows up among all it finds (DataParallel)."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    return kept | {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]}
 
 
 def _prepare_partial(recipe: Recipe, name: str) -> Path:
@@ -131,11 +147,11 @@ def start_child(
         stderr=output,
         env=environment,
         start_new_session=True,
-        preexec_fn=bound(_end_with, os.getpid()),
+        preexec_fn=bound(end_with, os.getpid()),
     )
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """In a child, before it starts: end when the parent ends, however it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -54,6 +54,8 @@ class Stage(BaseModel, ABC):
     kind: ClassVar[str]
     makes: ClassVar[str]
     version: ClassVar[int] = 1
+    spreads: ClassVar[bool] = False
+    """Whether several processes can make it together (`LAUNCH=ddp`)."""
 
     seed: int = Field(0, ge=0, description="seeds the order of data, the initial weights and the sampling")
 
@@ -288,6 +290,23 @@ class Workdir:
 
     def write_json(self, name: str, value: Any) -> None:
         write_json(self.path / name, value)
+
+
+class Follower(Workdir):
+    """The folder as the other processes of a spread stage have it: they read what the first one writes."""
+
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def progress(self, step: int, total: int, note: str = "") -> None: ...
+
+    def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        return self.path / name
+
+    def write_json(self, name: str, value: Any) -> None: ...
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -13,12 +13,13 @@ from typing import Any
 
 from pipeline import disk, durable
 from pipeline.artifact import Artifact, finish, is_whole, publish, read_json, write_json
+from pipeline.doctor import recorded_forecast
 from pipeline.errors import Interrupted, OutOfMemory, PipelineError
 from pipeline.lock import stage_lock
 from pipeline.plan import STAMP, partial_folder
 from pipeline.provenance import cards_used, environment, peak_memory
 from pipeline.recipe import build_stage
-from pipeline.stage import Inputs, Workdir
+from pipeline.stage import Follower, Inputs, Stage, Workdir
 
 SCRATCH = ("checkpoints", STAMP, "progress.json", "error.json")
 """What lies in a partial folder and is no part of the artifact."""
@@ -27,12 +28,19 @@ SCRATCH = ("checkpoints", STAMP, "progress.json", "error.json")
 _NO_MEMORY = ("MemoryError", "can't allocate memory", "OutOfMemoryError", "error: out of memory", "_ALLOC_FAILED")
 
 
-def run_one(run_dir: Path, name: str) -> Artifact:
-    """Makes and publishes one stage of a prepared run; PipelineErrors are left for the runner and raised."""
+def run_one(run_dir: Path, name: str) -> Artifact | None:
+    """Makes and publishes one stage of a prepared run; PipelineErrors are left for the runner and raised.
+
+    Of several processes (`launch.py`) the others help to make it, and the first one publishes it.
+    """
     durable.process_name = name
     partial = partial_folder(run_dir, name)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        if int(os.environ.get("RANK", 0)):
+            stage = _read_stage(run_dir, name)
+            stage.run(Inputs(stage, run_dir), Follower(partial))
+            return None
         with stage_lock(run_dir, name):
             return _make(run_dir, name, partial)
     except Exception as error:
@@ -48,8 +56,8 @@ def _make(run_dir: Path, name: str, partial: Path) -> Artifact:
     if is_whole(partial):  # killed between its manifest and its name
         return finish(partial, final, SCRATCH)
     stamp, started = read_json(partial / STAMP), time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    settings: dict[str, Any] = dict(read_json(run_dir / "recipe.json")["stages"][name])
-    stage, work = build_stage(name, settings.pop("kind"), settings), Workdir(partial)
+    stage, work = _read_stage(run_dir, name), Workdir(partial)
+    expected = recorded_forecast(stage, run_dir)  # before the work, so that it never costs a result
     metrics = stage.run(Inputs(stage, run_dir), work)
     record = {
         **stamp,
@@ -59,9 +67,15 @@ def _make(run_dir: Path, name: str, partial: Path) -> Artifact:
         "seconds": round(work.seconds, 2),
         **peak_memory(),
         "token_share": float(os.environ.get("R1_TOKEN_SHARE", 1)),
+        "forecast": expected,
         "metrics": metrics,
     }
     return publish(partial, final, record, SCRATCH)
+
+
+def _read_stage(run_dir: Path, name: str) -> Stage:
+    settings: dict[str, Any] = dict(read_json(run_dir / "recipe.json")["stages"][name])
+    return build_stage(name, settings.pop("kind"), settings)
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -78,7 +92,12 @@ def _sentence(error: Exception, partial: Path) -> PipelineError | None:
 
 
 def _tell(partial: Path, error: PipelineError) -> None:
-    """Leaves the reason for the runner; on a full disk even that may fail, and the log has it anyway."""
+    """Leaves the reason for the runner; on a full disk even that may fail, and the log has it anyway.
+
+    Of several processes the first to fail is heard: the others fail because of it.
+    """
+    if (partial / "error.json").exists():
+        return
     record = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
     with suppress(OSError):
         write_json(partial / "error.json", record)

@@ -64,6 +64,7 @@ class GRPO(TrainingStage, SamplingStage):
     """Samples responses, rewards them, and makes the better ones of each group more likely."""
 
     kind: ClassVar[str] = "grpo"
+    spreads: ClassVar[bool] = True
     problems: list[DatasetRef] = Field(description="problems to learn from")
     rewards: tuple[AnyReward, ...] = Field(
         (Accuracy(), Format(weight=0.2)),

@@ -27,6 +27,9 @@ class Vllm(BaseModel):
     gpu_memory_utilization: float = Field(0.4, gt=0, le=1, description="share of the GPU for vLLM's weights and cache")
     max_model_len: int | None = Field(None, ge=1, description="longest prompt and response; null = what is needed")
     attention_backend: str | None = Field(None, description="e.g. FLASH_ATTN; null = vLLM chooses")
+    sleep_level: Literal[1, 2] = Field(
+        1, description="1 = while training its weights wait in the machine's memory; 2 = dropped, and sent again"
+    )
     enforce_eager: bool = Field(False, description="no CUDA graphs: starts sooner, samples slower")
     url: str = Field("http://127.0.0.1:8000", description="where `vllm serve` listens, for sampler: vllm_server")
 

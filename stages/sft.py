@@ -28,6 +28,7 @@ class SFT(TrainingStage):
     """Makes the responses of the demos more likely, token by token."""
 
     kind: ClassVar[str] = "sft"
+    spreads: ClassVar[bool] = True
     version: ClassVar[int] = 2
     demos: list[DatasetRef] = Field(min_length=1, description="prompts with the responses to learn")
     shares: tuple[float, ...] | None = Field(

@@ -16,6 +16,8 @@ from pipeline.stage import Inputs, Runtime, Stage, Workdir
 from stages.engines.checkpoints import KEPT
 
 MERGE_FILE = "merge.json"
+CUDA_OPTIMISERS = ("8bit", "4bit", "paged", "ademamix")
+"""What the names of optimisers have in them whose kernels need CUDA."""
 
 
 class Lora(BaseModel):

@@ -33,6 +33,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setitem(STAGES, kind, stage)
     monkeypatch.setattr(written, "CONFIGS", tmp_path / "configs")
     monkeypatch.setattr(runner, "WORKER", [sys.executable, TOY_CLI, "_stage"])
+    monkeypatch.setattr(runner, "LAUNCHER", [sys.executable, TOY_CLI, "_launch"])
     monkeypatch.setenv("R1_TOY_CONFIGS", str(tmp_path / "configs"))
     monkeypatch.setenv("R1_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("ENGINE", "plain")

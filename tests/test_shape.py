@@ -40,7 +40,10 @@ ORDER = [
     "provenance",
     "pack",
     "estimates",
+    "machine",
+    "doctor",
     "runner",
+    "launch",
     "report_measures",
     "report_run",
     "report_paper",
@@ -54,6 +57,7 @@ ORDER = [
     "card_table",
     "card_check",
     "new_card",
+    "doctor_table",
     "flow",
     "cli",
 ]
@@ -93,7 +97,9 @@ def test_only_the_flow_imports_prefect_and_only_engines_import_heavy_libraries()
     assert importers == {"flow.py"}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["plan", "r1-zero"], ["cards"], ["show", "r1-zero"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["plan", "r1-zero"], ["cards"], ["show", "r1-zero"], ["doctor", "r1-zero"]]
+)
 def test_a_fast_verb_answers_at_once_and_imports_nothing_heavy(words):
     code = (
         "import sys; from pipeline.cli import main\n"

@@ -18,6 +18,7 @@ class Count(Stage):
 
     kind: ClassVar[str] = "count"
     makes: ClassVar[str] = DATASET
+    spreads: ClassVar[bool] = True
     n: int = 3
     trouble: Runtime[str] = ""
     pause_s: Runtime[float] = 0.0
@@ -27,6 +28,8 @@ class Count(Stage):
         tries.write_text(_old(tries) + "x")
         if self.trouble == "data":
             raise DataError("the toy has no rows", hint="give it some")
+        if self.trouble == "data in the second process" and os.environ.get("RANK") == "1":
+            raise DataError("the second process has no rows", hint="give it some")
         if self.trouble == "bug":
             raise KeyError("a bug")
         if self.trouble == "always memory" or (self.trouble == "memory" and len(tries.read_text()) == 1):
@@ -96,4 +99,5 @@ if __name__ == "__main__":
     STAGES.update(TOYS)
     written.CONFIGS = Path(os.environ["R1_TOY_CONFIGS"])
     runner.WORKER = [sys.executable, __file__, "_stage"]
+    runner.LAUNCHER = [sys.executable, __file__, "_launch"]
     sys.exit(main(sys.argv[1:]))

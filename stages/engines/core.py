@@ -81,11 +81,6 @@ class Core:
     def terms(self, line: FlatRows, temperature: float = 1.0) -> LineTerms:
         return line_terms(self.model, line, self.plan, temperature)
 
-    def average_gradients(self) -> None:
-        """Over the processes of a run on several GPUs: the core adds gradients where DDP does not see it."""
-        torch.distributed.all_reduce(self._gradient, op=torch.distributed.ReduceOp.SUM)
-        self._gradient /= torch.distributed.get_world_size()
-
     def _allowed(self) -> int:
         if self.memory_gb is not None:
             return int(self.memory_gb * 1e9) - CONTEXT_BYTES

@@ -11,6 +11,24 @@ Shapes: B rows, C completion tokens.
 
 import torch
 
+from pipeline.errors import ModelError
+
+AGREES = 0.02
+"""Nats a token, on average: up to here the engine's log-probabilities stand for the model's before the update, and no
+pass is taken for those where several updates are made on one batch."""
+STRANGER = 1.0
+"""Nats a token: from here on the engine does not sample from the model in training."""
+
+
+def check_agreement(gap: float | None) -> None:
+    """ModelError when what was sampled does not come from the model in training."""
+    if gap is not None and not gap < STRANGER:
+        raise ModelError(
+            f"the engine's log-probabilities are {gap:.2f} nats a token away from those of the model in training: "
+            "it does not sample from that model",
+            hint="set sampler: transformers; a wake-up that lost weights shows like this (vllm.enforce_eager: true)",
+        )
+
 
 def importance_ratio(
     logps_BC: torch.Tensor,

@@ -10,7 +10,7 @@ import torch
 from pipeline.errors import ConfigError, DataError, StageFailed
 from pipeline.stage import Inputs, ModelSource, Workdir
 from stages.alarm import Watch
-from stages.engines import checkpoints, trainers
+from stages.engines import checkpoints, ranks, trainers
 from stages.engines.engine import open_sampler
 from stages.engines.hacking import HackingWatch
 from stages.engines.merging import merge_and_save
@@ -75,8 +75,9 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
     Raises StageFailed when the hacking alarm stops it; the model of the last calm look is then in `last_good/`.
     """
     device, source = choose_device(stage.device), inputs.checkpoint("model")
+    ranks.join(device)
     tokenizer = load_tokenizer(source)
-    newest = checkpoints.newest_whole(work.checkpoints)
+    newest = ranks.from_main(lambda: checkpoints.newest_whole(work.checkpoints))
     lengthening = Lengthening.resumed(stage.lengthening, stage.max_steps, newest)
     longest = stage.in_phase(max([lengthening.phase, *stage.lengthening], key=lambda phase: phase.length))
     rows = problems.early + problems.late
@@ -109,7 +110,8 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
         )
 
     with quiet():
-        shutil.rmtree(work.path / LAST_GOOD, ignore_errors=True)
+        if ranks.is_main():
+            shutil.rmtree(work.path / LAST_GOOD, ignore_errors=True)
         trainer = trainer_of(stage.in_phase(lengthening.phase), model)
         while trainers.run_training(trainer, work) < stage.max_steps and not (hacking and hacking.has_stopped):
             # Another phase has begun. It goes on from its checkpoint as a resumed run would, so both are the same.
@@ -117,6 +119,7 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
             model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
             trainer = trainer_of(stage.in_phase(lengthening.phase), model)
         sampler.close()
+        ranks.leave_unless_main()
         if hacking and hacking.has_stopped:
             raise _stopped(trainer, hacking, work)
         merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.path)
@@ -166,7 +169,7 @@ def _config(stage: "GRPO", source: ModelSource, work: Workdir, device: torch.dev
         return GRPOConfig(
             **trainers.common_arguments(work, device, stage.save_steps, stage.seed),
             **{name: getattr(stage, name) for name in _PASSED_ON},
-            per_device_train_batch_size=stage.num_problems * stage.num_generations,
+            per_device_train_batch_size=ranks.share_of(stage.num_problems, "num_problems") * stage.num_generations,
             gradient_accumulation_steps=1,
             warmup_steps=math.ceil(stage.warmup_ratio * stage.max_steps),
             gradient_checkpointing=stage.gradient_checkpointing,

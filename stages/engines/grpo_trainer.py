@@ -13,9 +13,11 @@ Replaced here:
 Shapes: B = P problems × G responses, C completion tokens.
 """
 
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ from accelerate.utils import gather
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from pipeline.errors import ConfigError
+from stages.engines import ranks
 from stages.engines.core import core_of, scattered
 from stages.engines.curves import note, reward_curves, reward_table, sampling_curves, training_curves
 from stages.engines.dynamic_sampling import Group, other_problems, refilled
-from stages.engines.engine_correction import importance_ratio
+from stages.engines.engine_correction import AGREES, check_agreement, importance_ratio
 from stages.engines.flat_rows import flat_completions
 from stages.engines.hacking import HackingWatch
 from stages.engines.models import copy_policy, peak_memory_gib
@@ -101,9 +105,9 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         self.dynamic_sampling, self.lengthening = dynamic_sampling, lengthening
         self.token_budget = token_budget
         self.core = core_of(self.model, self.accelerator.device, args.optim, memory_gb)
-        # Recomputed layers cannot write to a cache, and DDP counts on one forward pass for each backward.
-        alone = self.accelerator.num_processes == 1 and not args.gradient_checkpointing
-        self._shares_prompts = alone and can_share_prompts(self.model)
+        # Recomputed layers cannot write to a cache.
+        self._shares_prompts = not args.gradient_checkpointing and can_share_prompts(self.model)
+        self._engine_gap: float | None = None
         self._groups: list[Group] = []
         self._part: Batch = {}
         self._step_metrics: dict[str, float] = {}
@@ -132,13 +136,14 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         problems = inputs[:: self.num_generations]
         first = self._sampled(problems, 0)
         self._note_sampling(first)
-        others = other_problems(self.train_dataset, problems, f"{self.args.seed} {self._step} {self._process}")
+        others = self._other_problems(problems)
         self._groups, further = refilled(first, self.dynamic_sampling, others, self._sampled)
         if self.dynamic_sampling:
             self._step_metrics["num_further_problems"] = float(len(further))
             self._step_metrics["sampled_tokens"] += sum(len(c.token_ids) for g in further for c in g.completions)
-        output = super()._generate_and_score_completions(
-            [group.problem for group in self._groups for _ in range(self.num_generations)]
+        rows = [group.problem for group in self._groups for _ in range(self.num_generations)]
+        output = (
+            self._with_rollout_logps(rows) if self._reuses_logps() else super()._generate_and_score_completions(rows)
         )
         if self.multi_objective_aggregation == "sum_then_normalize":
             # Equal rewards have no advantage; rounding in their mean would leave a trace of one.
@@ -149,6 +154,33 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             output["completion_mask"] = output["completion_mask"] * whole[:, None]
             output["num_items_in_batch"] = gather(output["completion_mask"].sum()).sum()
         return output
+
+    def _reuses_logps(self) -> bool:
+        """Whether the engine's log-probabilities stand for the old ones: they did agree, and none is missing."""
+        if not self._corrects_engine or self._block == 1 or self._engine_gap is None or self._engine_gap > AGREES:
+            return False
+        return not any(math.isnan(value) for completion in self._completions for value in completion.logprobs)
+
+    def _with_rollout_logps(self, rows: list[dict[str, Any]]) -> Batch:
+        """TRL's batch without its pass for the old log-probabilities."""
+        steps = self.args.gradient_accumulation_steps
+        self.args.gradient_accumulation_steps = self._block  # then TRL takes the current ones for the old ones
+        try:
+            output = super()._generate_and_score_completions(rows)
+        finally:
+            self.args.gradient_accumulation_steps = steps
+        old = {"old_per_token_logps": output["sampling_per_token_logps"], "old_is_rollout": torch.tensor(1)}
+        return output | old
+
+    @property
+    def _block(self) -> int:
+        """Updates between two rollouts."""
+        return int(self.args.steps_per_generation * self.num_iterations)
+
+    def _other_problems(self, problems: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """This process's part of the problems that no process has in this step, in a random order."""
+        order = other_problems(self.train_dataset, ranks.gathered(problems), f"{self.args.seed} {self._step} 0")
+        return islice(order, self._process, None, ranks.world_size())
 
     def _sampled(self, problems: list[dict[str, Any]], number: int) -> list[Group]:
         """G responses to each problem, scored; `number` counts the rounds of a step."""
@@ -178,7 +210,7 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             "zero_variance_share": sum(flat) / len(flat),
         }
         if self.hacking:
-            self.hacking.note(rewards, self.reward_func_names, self.num_generations)
+            self.hacking.note(gather(rewards), self.reward_func_names, self.num_generations)
 
     def _table(self, groups: list[Group]) -> torch.Tensor:
         parts = [part for group in groups for part in group.parts]
@@ -213,7 +245,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         model.train()
         batch = self._prepare_inputs(inputs)
         began = time.perf_counter()
-        loss = self.within_memory(model, lambda: self._accumulate(model, batch))
+        batch["process_tokens"] = ranks.mean(batch["completion_mask"].sum().float())
+        loss = self.over_ranks(model, lambda bare: self._accumulate(bare, batch))
         self._step += 1
         self._step_metrics["train_seconds"] = time.perf_counter() - began
         return loss
@@ -237,8 +270,6 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             for name, values in self._metrics["train"].items():
                 means[name].extend(values)
             self._metrics["train"].clear()
-        if self.core and self.accelerator.num_processes > 1:
-            self.core.average_gradients()
         self._step_metrics |= training_curves(means, shares)
         self._step_metrics["trained_share"] = sum(len(micro.rows) for micro in plan) / len(batch["advantages"])
         return total
@@ -275,7 +306,8 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         mode, mask = self.vllm_importance_sampling_mode, part["completion_mask"]
         bounds = self.vllm_importance_sampling_clip_max, self.vllm_importance_sampling_clip_min
         part["importance_sampling_ratio"] = importance_ratio(old, sampled, mask, mode, *bounds)
-        gap = torch.nan_to_num((old - sampled).abs() * mask).sum() / mask.sum().clamp(min=1)
+        exact = logps if "old_is_rollout" in part else old
+        gap = torch.nan_to_num((exact - sampled).abs() * mask).sum() / mask.sum().clamp(min=1)
         self._metrics["train"]["engine_gap"].append(gap.item())
 
     def _contributing(self, batch: Batch) -> torch.Tensor:
@@ -361,7 +393,10 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
             return
         now = time.perf_counter()
         seconds, self._step_began = now - self._step_began, now
-        row = self._step_metrics | {k: logs[k] for k in ("loss", "grad_norm", "learning_rate")}
+        row = ranks.together(self._step_metrics) | {k: logs[k] for k in ("loss", "grad_norm", "learning_rate")}
+        if (self._step - 1) % self._block == 0:  # the model was still the one that sampled
+            self._engine_gap = row.get("engine_gap", self._engine_gap)
+            check_agreement(self._engine_gap)
         tokens = row.pop("sampled_tokens", 0.0)
         row |= {"step_seconds": seconds, "tokens_per_s": tokens / seconds, **peak_memory_gib()}
         if self.hacking:
@@ -378,23 +413,28 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
 
     def _begin_phase(self, clipped_share: float | None) -> None:
         """Stops here when another phase begins, but never between two updates on one batch of responses."""
-        is_between = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        is_between = self._step % self._block == 0
         if self.lengthening and is_between and self.lengthening.after_step(self.state.global_step, clipped_share):
             self.control.should_training_stop = self.control.should_save = True
 
     def save_extra(self, folder: Path) -> None:
         """The place inside a block of generated batches, the batches still to be used, a refreshed reference, and
         what was seen of reward hacking."""
-        state: dict[str, Any] = {"step": self._step}
-        if self._step % (self.args.steps_per_generation * self.num_iterations):
-            state["buffered"] = self._buffered_inputs
+        state: dict[str, Any] = {"step": self._step, "engine_gap": self._engine_gap}
+        if self._step % self._block:
+            state |= {"buffered": self._buffered_inputs, "processes": ranks.world_size()}
         if self.reference_every and self.ref_model is not None:
             state["reference"] = self.accelerator.unwrap_model(self.ref_model).state_dict()
         if self.hacking:
             state["hacking"] = self.hacking.watch.state
-        if self.lengthening:
+        if self.lengthening and ranks.is_main():
             self.lengthening.save(folder)
-        torch.save(state, folder / "grpo_state.pt")
+        torch.save(state, folder / self._state_file)
+
+    @property
+    def _state_file(self) -> str:
+        """Of this process: the batches still to be used are its own."""
+        return f"grpo_state-{self._process}.pt" if self._process else "grpo_state.pt"
 
     @property
     def kept_step(self) -> int | None:
@@ -405,8 +445,16 @@ class TokenBudgetGRPOTrainer(PipelineTrainer, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        state = torch.load(Path(checkpoint) / "grpo_state.pt", weights_only=True, map_location=self.accelerator.device)
+        file = Path(checkpoint) / self._state_file
+        file = file if file.exists() else file.with_name("grpo_state.pt")
+        state = torch.load(file, weights_only=True, map_location=self.accelerator.device.type)
+        if "buffered" in state and (count := state.get("processes", 1)) != ranks.world_size():
+            raise ConfigError(
+                f"this stage stopped between two updates on responses that {count} processes had sampled",
+                hint=f"LAUNCH=ddp PROCESSES={count} goes on from there, REBUILD begins again",
+            )
         self._step, self._buffered_inputs = state["step"], state.get("buffered")
+        self._engine_gap = state.get("engine_gap")
         if "reference" in state:
             self.accelerator.unwrap_model(self.ref_model).load_state_dict(state["reference"])
         if self.hacking and "hacking" in state:

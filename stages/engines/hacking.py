@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stages.alarm import MODELLED, Watch
+from stages.engines import ranks
 from stages.engines.samplers import Completion, Sampler, Sampling
 
 _log = logging.getLogger(__name__)
@@ -46,10 +47,7 @@ class HackingWatch:
         """
         if not self.watch.is_due(step):
             return {}
-        self.sampler.sync(model, step)
-        groups = self.sampler.generate(self.prompts, self.watch.alarm.num_samples, self.sampling)
-        self.sampler.sleep()
-        seen = self.watch.look(step, self.shares_right(groups))
+        seen = self.watch.look(step, ranks.from_main(lambda: self._shares_right(model, step)))
         if self.watch.is_alarmed:
             _log.warning(self.watch.describe())
         if self.has_stopped:
@@ -61,6 +59,13 @@ class HackingWatch:
             "alarm/pass_at_1": seen.pass_at_1,
             "alarm/suspicious": float(seen.suspicious),
         }
+
+    def _shares_right(self, model: Any, step: int) -> list[float]:
+        """The share of right responses to each held-out problem now."""
+        self.sampler.sync(model, step)
+        groups = self.sampler.generate(self.prompts, self.watch.alarm.num_samples, self.sampling)
+        self.sampler.sleep()
+        return self.shares_right(groups)
 
     @property
     def stops(self) -> bool:

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ModelError, ResourceError
 from pipeline.stage import ModelSource
+from stages.engines import ranks
 
 if TYPE_CHECKING:
     from stages.training import Lora
@@ -38,13 +39,18 @@ Quantization = Literal["nf4"]
 def choose_device(wanted: str = "auto") -> torch.device:
     """The device to compute on; `auto` is CUDA where there is one. ResourceError when it is not there."""
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise ResourceError(
             f"device '{wanted}' was asked for, but this machine has no CUDA device",
             hint="leave `device: auto` to compute on the CPU, or run where `nvidia-smi` shows a GPU",
         )
-    return torch.device(wanted)
+    return _own_gpu() if wanted == "cuda" else torch.device(wanted)
+
+
+def _own_gpu() -> torch.device:
+    """The one GPU there is to see, or that of this process among several (`ranks.py`)."""
+    return torch.device("cuda", ranks.local_rank()) if ranks.world_size() > 1 else torch.device("cuda")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -26,7 +26,8 @@ class EpochSampler(RepeatSampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(1_000_003 * (self.seed or 0) + self.epoch())
+        if self.shuffle:
+            self.generator.manual_seed(1_000_003 * (self.seed or 0) + self.epoch())
         return super().__iter__()
 
 

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.refs import Ref
 from pipeline.stage import ModelSource, Workdir
 from stages.chat import TEMPLATES
-from stages.engines import trainers
+from stages.engines import ranks, trainers
 from stages.engines.merging import merge_and_save
 from stages.engines.models import (
     choose_device,
@@ -52,6 +52,7 @@ def check(stage: "SFT") -> None:
 def train(stage: "SFT", source: ModelSource, demos: Sequence[tuple[Ref, list[Row]]], work: Workdir) -> dict[str, Any]:
     """Trains the model at `source` on the mix of `demos` and saves it; returns the mix's record (`mix.json`)."""
     device = choose_device(stage.device)
+    ranks.join(device)
     tokenizer = load_tokenizer(source)
     model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
     limit = min(stage.max_length, context_length(model))
@@ -73,6 +74,7 @@ def train(stage: "SFT", source: ModelSource, demos: Sequence[tuple[Ref, list[Row
         if stage.packing and not (trainer.packs or trainer.core):
             work.progress(0, trainer.args.max_steps, "not packed: this model would look from one demo into the next")
         trainers.run_training(trainer, work)
+        ranks.leave_unless_main()
         merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.path)
     return mix.record
 
@@ -96,7 +98,7 @@ def _config(stage: "SFT", num_demos: int, work: Workdir, device: torch.device) -
         return SFTConfig(
             **trainers.common_arguments(work, device, stage.save_steps, stage.seed),
             **{name: getattr(stage, name) for name in trainers.PASSED_ON},
-            per_device_train_batch_size=stage.batch_size,
+            per_device_train_batch_size=ranks.share_of(stage.batch_size, "batch_size"),
             gradient_accumulation_steps=1,
             max_steps=steps,
             warmup_steps=math.ceil(stage.warmup_ratio * steps),

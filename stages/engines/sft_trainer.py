@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.card import Row
 from pipeline.stage import read_jsonl
+from stages.engines import ranks
 from stages.engines.core import core_of, scattered
 from stages.engines.flat_rows import flat_demos
 from stages.engines.models import peak_memory_gib, quiet
@@ -68,7 +69,7 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
         """Forward and backward over one step's demos; returns the loss, detached."""
         model.train()
         batch = self._prepare_inputs(inputs)
-        return self.within_memory(model, lambda: self._accumulate(model, batch, num_items_in_batch))
+        return self.over_ranks(model, lambda bare: self._accumulate(bare, batch, num_items_in_batch))
 
     def _accumulate(self, model: Any, batch: Batch, num_items_in_batch: Any) -> torch.Tensor:
         """TRL divides each micro-batch's loss by the tokens of the whole step, so the parts simply add up."""
@@ -80,8 +81,6 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
                 loss = self.compute_loss(self._scorer(model), part, num_items_in_batch=num_items_in_batch)
             self.accelerator.backward(loss)
             total += loss.detach()
-        if self.core and self.accelerator.num_processes > 1:
-            self.core.average_gradients()
         self._num_tokens = int(batch["attention_mask"].sum())
         return total
 
@@ -130,10 +129,12 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
             return
         step, seconds = self.state.global_step, time.perf_counter() - self._step_began
         row = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate")}
-        row |= {name: sum(measured[name]) / len(measured[name]) for name in ("entropy", "mean_token_accuracy")}
-        row |= {"step_seconds": seconds, "tokens_per_s": self._num_tokens / seconds, **peak_memory_gib()}
+        seen = {name: sum(measured[name]) / len(measured[name]) for name in ("entropy", "mean_token_accuracy")}
+        seen = ranks.together(seen | {"sampled_tokens": self._num_tokens})
+        row |= {"step_seconds": seconds, "tokens_per_s": seen.pop("sampled_tokens") / seconds, **seen}
+        row |= peak_memory_gib()
         if step % self.evaluation.every == 0 or step == self.args.max_steps:
-            row |= self._evaluate_now(step)
+            row |= self._evaluate_now(step) if ranks.is_main() else {}
         self.work.log(step, row)
         self._step_began = time.perf_counter()
 
@@ -152,7 +153,7 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
         for start in range(0, len(demos), size):
             batch = self._prepare_inputs(self.data_collator([demo.features for demo in demos[start : start + size]]))
             for part in self._parts(self.model, batch):
-                with self.compute_loss_context_manager():
+                with self.compute_loss_context_manager(), ranks.alone(self.accelerator):
                     total += float(self.compute_loss(self._scorer(self.model), part)) * int(
                         (part["labels"][:, 1:] != -100).sum()
                     )

@@ -151,7 +151,8 @@ def micro_batch_weight(loss_type: str, batch: Batch, micro: Batch) -> float:
     if loss_type in _MEAN_OVER_ROWS:
         return micro["completion_mask"].shape[0] / batch["completion_mask"].shape[0]
     if loss_type in _MEAN_OVER_TOKENS:
-        return float(micro["completion_mask"].sum() / batch["completion_mask"].sum().clamp(min=1))
+        whole = batch.get("process_tokens", batch["completion_mask"].sum())  # of all processes, the mean
+        return float(micro["completion_mask"].sum() / whole.clamp(min=1))
     if loss_type in _GLOBAL_MEAN:
         return 1.0
     raise ConfigError(f"loss_type '{loss_type}' is not one that can be cut into micro-batches exactly")

@@ -18,11 +18,12 @@ from transformers.trainer_callback import PrinterCallback
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.settings import did_you_mean
 from pipeline.stage import Workdir
-from stages.engines import checkpoints
+from stages.engines import checkpoints, ranks
 from stages.engines.core import Core
 from stages.engines.models import quiet
 from stages.engines.stopping import Stop, stop_on_signals
 from stages.engines.token_budget import automatic_budget, lowered
+from stages.training import CUDA_OPTIMISERS
 
 # Settings that have the same name in the stages and in TRL's configs and are passed on as they are.
 PASSED_ON = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm")
@@ -50,8 +51,6 @@ OURS = (
 # Parts of the names of settings that would run code from a model, send something away or read what is not pinned.
 _NEVER = ("trust_remote", "hub", "path")
 
-_CUDA_OPTIMISERS = ("8bit", "4bit", "paged", "ademamix")
-
 
 class PipelineTrainer:
     """Mixed in before a TRL trainer: `class X(PipelineTrainer, SFTTrainer)`. `run_training` sets `work`.
@@ -75,6 +74,17 @@ class PipelineTrainer:
             checkpointing = self.args.gradient_checkpointing
             self.token_budget = automatic_budget(model, self.accelerator.device, checkpointing)
         return self.token_budget
+
+    def over_ranks(self, model: Any, accumulate: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+        """A step's loss and gradients, the mean over all processes; `accumulate(model)` does this one's share.
+
+        It gets the model without DDP's wrapper, whose own exchange counts on one backward pass everywhere.
+        """
+        bare = self.accelerator.unwrap_model(model)
+        with ranks.alone(self.accelerator):
+            loss = self.within_memory(bare, lambda: accumulate(bare))
+        ranks.average_gradients(bare.parameters())
+        return loss
 
     def within_memory(self, model: Any, accumulate: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Runs a step's forward and backward passes; out of GPU memory, it begins again with less at once.
@@ -117,10 +127,16 @@ class PipelineTrainer:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = checkpoints.folder_of(self.work.checkpoints, self.state.global_step)
+        if not ranks.is_main():  # its random state, into the folder that the main process seals
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            self.save_extra(folder)
+            self.accelerator.wait_for_everyone()
+            return
         with checkpoints.in_the_making(folder, self.kept_step):
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             self.save_extra(folder)
             self.work.flush()
+            self.accelerator.wait_for_everyone()
 
     @property
     def kept_step(self) -> int | None:
@@ -132,13 +148,14 @@ class PipelineTrainer:
 
 
 class _Stopping(TrainerCallback):
-    """A signal ends training at the end of the step, with a checkpoint."""
+    """A signal to any of the processes ends training at the end of the step, with a checkpoint."""
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.stop.requested:
+        if ranks.any_of(self.stop.requested):
+            self.stop.requested = True
             control.should_save = control.should_training_stop = True
 
 
@@ -167,6 +184,8 @@ def common_arguments(work: Workdir, device: torch.device, save_steps: int, seed:
         "disable_tqdm": True,
         "report_to": "none",
         "log_level": "error",
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
         "use_cpu": device.type == "cpu",
         "bf16": device.type == "cuda",
         "dataloader_pin_memory": device.type == "cuda",
@@ -189,7 +208,7 @@ def check_extra(extra: dict[str, Any], config_class: type, ours: set[str]) -> No
 
 def check_optimiser(optim: str, device: torch.device) -> None:
     """Refuses an optimiser whose kernels need CUDA on a machine without."""
-    if device.type != "cuda" and any(mark in optim for mark in _CUDA_OPTIMISERS):
+    if device.type != "cuda" and any(mark in optim for mark in CUDA_OPTIMISERS):
         raise ResourceError(
             f"optim '{optim}' needs CUDA, and this stage computes on {device.type}",
             hint="set `optim: adamw_torch`",
@@ -214,7 +233,7 @@ def run_training(trainer: Any, work: Workdir) -> int:
     trainer.token_budget = trainer.token_budget and lowered(trainer.token_budget)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Progress(work))
-    start = checkpoints.newest_whole(work.checkpoints)
+    start = ranks.from_main(lambda: checkpoints.newest_whole(work.checkpoints))
     work.rewind(checkpoints.step_of(start) if start else 0)
     if start and checkpoints.step_of(start) >= trainer.args.max_steps:  # killed after training, before publishing
         trainer._load_from_checkpoint(str(start))

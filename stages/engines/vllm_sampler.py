@@ -4,6 +4,9 @@
 gets each step's LoRA adapter as a folder of a few megabytes in shared memory, under a new id: nothing is merged, no
 other weight is moved. Any other base gets weights with the adapter added, copied on the GPU: vLLM samples two to three
 times as fast without LoRA kernels, and the sum is made in passing, so the trained model is never merged and unmerged.
+vLLM packs a 4-bit base itself, from the same file with the same blocks and the same scales as training does (nf4 with
+double quantisation, bitsandbytes), so both hold one model twice: 0.9 GiB more for 1.5B. How far their numbers are
+apart is measured at every step (`engine_gap`, `engine_correction.py`).
 The log-probabilities returned are those of the distribution sampled from, for the correction of the difference
 between two engines (TRL's `vllm_importance_sampling_*` settings).
 """
@@ -23,6 +26,7 @@ import torch
 
 from pipeline.errors import ResourceError
 from pipeline.stage import ModelSource
+from stages.engines import ranks
 from stages.engines.models import end_tokens
 from stages.engines.samplers import Completion, Progress, Sampling, decode_texts, encode_prompts
 
@@ -62,6 +66,8 @@ class VllmSampler:
         self._asleep = False
         self._synced_step = -1
         self._swaps_adapters = _is_quantised_lora(model)
+        # A base that is never sent again must be kept; nor does vLLM drop a model with LoRA slots whole.
+        self._sleep_level = 1 if self._swaps_adapters else options.sleep_level
         self._llm = _started(
             LLM,
             model=source.path,
@@ -77,6 +83,8 @@ class VllmSampler:
             logprobs_mode="processed_logprobs",
             compilation_config={} if options.enforce_eager else {"cudagraph_capture_sizes": _GRAPH_SIZES},
             **_lora_options(model),
+            # One engine for each process, every one with prompts of its own, in the group that is there already.
+            **({"distributed_executor_backend": "external_launcher"} if ranks.world_size() > 1 else {}),
             **({"attention_backend": options.attention_backend} if options.attention_backend else {}),
             **({"quantization": "bitsandbytes"} if getattr(model, "is_loaded_in_4bit", False) else {}),
         )
@@ -120,10 +128,11 @@ class VllmSampler:
         return [[self._completion(found, sampling) for found in output.outputs] for output in outputs]
 
     def sleep(self) -> None:
-        """Weights to the CPU's memory, cache dropped; only beside training."""
+        """Weights to the CPU's memory or dropped (`vllm.sleep_level`), cache dropped; only beside training."""
         if self._llm.llm_engine.vllm_config.model_config.enable_sleep_mode and not self._asleep:
-            self._llm.sleep(level=1)
+            self._llm.sleep(level=self._sleep_level)
             self._asleep = True
+            self._synced_step = -1 if self._sleep_level == 2 else self._synced_step
 
     def close(self) -> None:
         """Gives the engine's memory back and removes the last adapter."""

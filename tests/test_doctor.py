@@ -1,0 +1,172 @@
+"""The doctor: what a stage will need is known before it loads, and what cannot fit is refused with what would."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import doctor
+from pipeline.cli import main
+from pipeline.errors import ResourceError
+from pipeline.machine import GIB, Gpu, Machine, parse_gpu
+from pipeline.recipe import load_recipe
+from pipeline.report_lineage import cost_rows
+from pipeline.report_run import read_run
+from pipeline.settings import read_yaml
+from stages.forecast import Device, fits, forecast, num_weights, what_would_fit
+from stages.grpo import GRPO
+from stages.memory_plan import Shape
+from tests.toy_run import write_toy_run
+
+CPU = Machine("a CPU", 2, 24 * GIB, 1e12, torch_cuda="")
+H100 = replace(CPU, gpus=(Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, "580.95"),), torch_cuda="13.0", vllm="0.25")
+
+
+def with_gpu(gib: float, **changes: Any) -> Machine:
+    return replace(H100, gpus=(Gpu("NVIDIA GeForce RTX 4090", gib * GIB, gib * GIB, "580.95"),), **changes)
+
+
+def shape(ref: str) -> Shape:
+    return Shape.of(read_yaml(Path("configs/shapes.yaml"))[ref])
+
+
+def problems(machine: Machine, scale: str, stage: str = "r1_zero", *args: str) -> list[doctor.Problem]:
+    recipe = load_recipe("r1-zero", scale, args=args)
+    found = doctor.shape_of(recipe.stages[stage], recipe.stages, recipe.folder)
+    return doctor.problems(stage, recipe.stages[stage], found, machine)
+
+
+PUBLISHED = {  # parameters, as the models' cards and files have them
+    "hub:Qwen/Qwen2.5-0.5B": 494_032_768,
+    "hub:Qwen/Qwen2.5-1.5B": 1_543_714_304,
+    "hub:Qwen/Qwen2.5-7B": 7_615_616_512,
+    "hub:meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "path:models/smollm2-135m": 134_515_008,
+}
+
+
+@pytest.mark.parametrize(("ref", "published"), PUBLISHED.items())
+def test_the_shapes_in_the_file_have_as_many_weights_as_the_models(ref: str, published: int) -> None:
+    assert num_weights(shape(ref)) == pytest.approx(published, rel=1e-3)  # norms and biases are left out
+
+
+def test_weights_and_adapter_of_the_shipped_model_are_forecast_as_they_are(tmp_path: Path) -> None:
+    from stages.engines.models import attach_lora, load_model
+
+    recipe = load_recipe("r1-zero", "mini")
+    stage = recipe.stages["r1_zero"]
+    found = doctor.shape_of(stage, recipe.stages, recipe.folder)
+    assert isinstance(stage, GRPO) and found and stage.lora
+    expected = forecast(stage, found, Device("a CPU", 24 * GIB, is_gpu=False))
+    model = attach_lora(load_model("models/mini-base", device="cpu"), stage.lora.rank, stage.lora.alpha)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    assert expected and expected.adapter == 4 * trained and expected.optimiser == 12 * trained
+    assert expected.weights == pytest.approx(4 * frozen, rel=2e-3)
+
+
+@pytest.mark.parametrize("scale", ["qwen-0.5b", "qwen-1.5b", "llama-8b", "smollm2-135m"])
+def test_a_hub_scale_is_forecast_offline_and_fits_where_its_description_says(scale: str) -> None:
+    recipe = load_recipe("r1-zero", scale)
+    fits_on = {one.stage: one.on_cards for one in doctor.diagnoses(recipe, recipe.stages, H100)}
+    least = {"llama-8b": 24, "qwen-1.5b": 16}.get(scale, 8)
+    assert all(cards[size] == "yes" for cards in fits_on.values() for size in doctor.CARD_SIZES_GB if size >= least)
+    assert not problems(H100, scale)
+
+
+def test_what_would_fit_does_fit_and_what_fits_on_a_card_fits_on_every_bigger_one() -> None:
+    for scale in ("qwen-1.5b", "llama-8b"):
+        recipe = load_recipe("r1-zero", scale)
+        for stage in recipe.stages.values():
+            sizes = doctor.shape_of(stage, recipe.stages, recipe.folder)
+            assert sizes
+            cards = [Device(f"{size} GB", size * GIB, has_vllm=True) for size in doctor.CARD_SIZES_GB]
+            fitting = [fits(stage, sizes, card) for card in cards]
+            assert fitting == sorted(fitting)
+            changes = [(card, what_would_fit(stage, sizes, card)) for card in cards]
+            assert all(fits(stage.model_copy(update=change), sizes, card) for card, change in changes if change)
+
+
+def test_a_gpu_that_is_too_small_is_told_with_settings_that_the_command_line_takes() -> None:
+    [found] = problems(with_gpu(8), "llama-8b")
+    assert "needs" in found.sentence and "RTX 4090" not in found.instead
+    words = found.instead.partition('ARGS="')[2].rstrip('"').split()
+    assert words and not problems(with_gpu(8), "llama-8b", "r1_zero", *words)
+
+
+WRONG = {
+    "no GPU for nf4": (CPU, "llama-8b", (), r"quantization 'nf4' needs CUDA, but this machine has no GPU"),
+    "a driver that is too old": (
+        replace(H100, gpus=(Gpu("NVIDIA L4", 23 * GIB, 23 * GIB, "535.54.03"),)),
+        "llama-8b",
+        (),
+        r"the driver 535.54.03 is too old for torch with CUDA 13.0: it takes 580 or later",
+    ),
+    "torch without CUDA": (replace(H100, torch_cuda=""), "llama-8b", (), "torch is built without CUDA"),
+    "vLLM that is absent": (
+        replace(H100, vllm=""),
+        "qwen-1.5b",
+        ("grpo.sampler=vllm",),
+        "sampler 'vllm' was asked for, but vLLM is not installed",
+    ),
+    "a GPU that is asked for and not there": (CPU, "mini", ("grpo.device=cuda",), "device 'cuda' needs CUDA"),
+    "all weights of 8B": (H100, "llama-8b", ("grpo.lora=null", "grpo.quantization=null"), "it needs .* GiB at least"),
+}
+
+
+@pytest.mark.parametrize(("machine", "scale", "args", "says"), WRONG.values(), ids=WRONG.keys())
+def test_what_stands_in_the_way_is_one_sentence(
+    machine: Machine, scale: str, args: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "this_machine", lambda: machine)
+    recipe = load_recipe("r1-zero", scale, args=args)
+    with pytest.raises(ResourceError, match=says) as told:
+        doctor.require_fits(recipe, ["r1_zero"])
+    assert "\n" not in told.value.message and told.value.hint
+
+
+def test_a_driver_of_the_same_cuda_generation_is_new_enough() -> None:
+    older = replace(H100, gpus=(Gpu("NVIDIA L4", 23 * GIB, 23 * GIB, "535.54.03"),))
+    assert replace(older, torch_cuda="12.8").has_cuda and not replace(older, torch_cuda="13.0").has_cuda
+
+
+def test_lines_of_nvidia_smi_are_read_and_others_passed_over() -> None:
+    found = parse_gpu("NVIDIA H100 80GB HBM3, 81559, 80990, 580.95.05")
+    assert found == Gpu("NVIDIA H100 80GB HBM3", 81559 * 2.0**20, 80990 * 2.0**20, "580.95.05")
+    assert parse_gpu("No devices were found") is None
+    assert parse_gpu("NVIDIA X, [N/A], [N/A], 580") is None
+
+
+def test_make_doctor_says_what_fits_and_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.machine.this_machine", lambda: CPU)
+    assert main(["doctor", "r1-zero", "--scale", "llama-8b"]) == 0
+    said = capsys.readouterr().out
+    assert "80 GB" in said and "problem: stage r1_zero: quantization 'nf4' needs CUDA" in said
+    assert main(["doctor", "r1-zero"]) == 0
+    assert "nothing stands in the way" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_fit_is_refused_before_its_folder_is_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "this_machine", lambda: CPU)
+    monkeypatch.setenv("R1_RUNS", str(tmp_path))
+    words = ["run", "r1-zero", "--engine", "plain", "--from", "r1_zero", "--until", "r1_zero"]
+    assert main([*words, "--args", "grpo.optim=adamw_8bit"]) == 2
+    assert "optim 'adamw_8bit' needs CUDA" in capsys.readouterr().err
+    assert not (tmp_path / "r1-zero-mini/recipe.json").exists()
+
+
+def test_the_report_shows_the_forecast_beside_what_was_measured(tmp_path: Path) -> None:
+    run = write_toy_run(tmp_path, curves=("step_seconds",))
+    manifest = run / "r1_zero/manifest.json"
+    record = json.loads(manifest.read_text())
+    record["forecast"] = {"peak_gib": 1.25, "seconds_per_step": 3.5, "weights_gib": 1.0}
+    manifest.write_text(json.dumps(record))
+    row = next(row for row in cost_rows(read_run(run)) if row["stage"] == "r1_zero")
+    assert (row["memory"], row["forecast_memory"]) == ("1.31 GiB", "1.25 GiB")
+    assert row["forecast_step"] == "3.5 s" and row["step"].startswith("2.6")

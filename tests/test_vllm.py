@@ -1,0 +1,106 @@
+"""vLLM beside training: what it samples comes from the model in training, and its numbers are used where they agree.
+
+The tests marked `gpu` need CUDA, vLLM and `models/smollm2-135m` (`make smollm2`), and load the real engine:
+
+    python -m pytest -m gpu tests/test_vllm.py -s
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.stage import read_jsonl
+from stages.engines import grpo_run
+from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
+from stages.engines.samplers import Sampling, TransformersSampler
+from tests.test_grpo import toy, train
+from tests.toy_model import save_toy_model
+
+
+class Elsewhere(TransformersSampler):
+    """An engine with weights of its own whose log-probabilities are off by `noise`."""
+
+    trained_elsewhere, noise = True, 0.0
+
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Any = None) -> Any:
+        groups = super().generate(prompts, n, sampling, progress)
+        return [[replace(c, logprobs=[p - self.noise for p in c.logprobs]) for c in group] for group in groups]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_toy_model(tmp_path_factory.mktemp("base"))
+
+
+def trained_with(noise: float, base: Path, folder: Path, patch: pytest.MonkeyPatch) -> tuple[dict[str, Any], int]:
+    """Weights of three batches with two updates each, and how many passes there were for old log-probabilities."""
+    passes: list[int] = []
+    own = TokenBudgetGRPOTrainer._logps_in_parts
+    patch.setattr(Elsewhere, "noise", noise)
+    patch.setattr(
+        grpo_run, "open_sampler", lambda stage, source, tokenizer, device, model=None: Elsewhere(model, tokenizer)
+    )
+    patch.setattr(TokenBudgetGRPOTrainer, "_logps_in_parts", lambda self, *words: passes.append(1) or own(self, *words))
+    return train(toy(num_iterations=2, optim="sgd", learning_rate=0.1), base, folder), len(passes)
+
+
+def test_rollout_log_probs_stand_for_the_old_ones_once_they_are_seen_to_agree(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reused, num_passes = trained_with(0.0, base, tmp_path / "reused", monkeypatch)
+    assert num_passes == 1  # of three batches the first, when nothing is known yet
+    monkeypatch.setattr("stages.engines.grpo_trainer.AGREES", -1.0)
+    computed, num_passes = trained_with(0.0, base, tmp_path / "computed", monkeypatch)
+    assert num_passes == 3
+    assert all(torch.allclose(reused[name], computed[name], atol=1e-5) for name in reused)
+
+
+def test_they_do_not_where_the_engines_differ(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, num_passes = trained_with(0.1, base, tmp_path, monkeypatch)
+    assert num_passes == 3
+    gaps = [row["engine_gap"] for row in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert gaps[::2] == pytest.approx([0.1] * 3, abs=1e-3)
+
+
+def test_an_engine_that_samples_from_another_model_ends_the_stage(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match=r"3\.00 nats a token away .* does not sample from that model"):
+        trained_with(3.0, base, tmp_path, monkeypatch)
+
+
+# --- on a GPU -------------------------------------------------------------------------------------
+
+
+def measured(*words: str) -> dict[str, Any]:
+    """What `tests/colocated.py` finds; in a process of its own, for vLLM's sleep allows one engine in each."""
+    command = [sys.executable, "-m", "tests.colocated", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    print(" ".join(words), found)
+    return dict(found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["nf4", "bf16"])
+def test_the_engine_follows_the_adapter_and_says_the_same_after_a_sleep(way: str) -> None:
+    found = measured(way)
+    for gap, with_another_adapter in zip(found["gaps"], found["gaps_with_another_adapter"], strict=True):
+        assert gap < 0.05 and with_another_adapter > 3 * gap
+    assert found["same_text_after_sleep"]
+    assert found["free_asleep_gib"] - found["free_awake_gib"] > 0.1 * found["total_gib"]
+
+
+@pytest.mark.gpu
+def test_nf4_training_with_vllm_runs_and_the_engines_agree() -> None:
+    gaps = measured("train")["gaps"]
+    assert len(gaps) == 6 and max(gaps[::2]) < 0.05
