@@ -49,6 +49,7 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
             model.peft_config["default"].target_modules = sorted(named)
         # Only the adapter that was trained: a frozen "ref" adapter is the trainer's business.
         model.save_pretrained(folder / "adapter", selected_adapters=["default"], save_embedding_layers=False)
+        (folder / "adapter/README.md").unlink()  # PEFT's form to fill in; the folder has a card of its own
         model = _unpacked(model, folder / "adapter")
     model = model.to(_roomy_device(model)).float()
     trained = _predictions(model, probe)
