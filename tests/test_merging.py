@@ -38,7 +38,8 @@ def test_in_fp32_nothing_is_lost(base: Path, tmp_path: Path) -> None:
     found = saved(adapted(base, 0.1), base, tmp_path)
     assert found["merge_drift"] == pytest.approx(0, abs=1e-6) and found["merge_kept"] == pytest.approx(1, abs=1e-3)
     assert found["merge_effect"] > 1e-4
-    assert {file.name for file in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    adapter = {file.name for file in (tmp_path / "adapter").iterdir()}
+    assert adapter == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_all_weights_are_saved_as_they_are(base: Path, tmp_path: Path) -> None:
