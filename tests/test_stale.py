@@ -15,6 +15,7 @@ A_SETTING = {
     "sft": "num_train_epochs",
     "grpo": "max_steps",
     "rejection_sampling": "num_samples",
+    "curate": "seed",
     "reward_model": "num_train_epochs",
     "evaluate": "num_samples",
 }
