@@ -57,7 +57,7 @@ r1-full:  ## the whole DeepSeek-R1: cold start, RL, rejection sampling, SFT, fin
 distill:  ## SFT alone for a smaller model (the paper's students: SCALE=distill-…)
 paper:  ## R1 by the paper's own numbers; SCALE=paper plans it at its sizes
 ablations:  ## what is missing without the language reward and without the second SFT
-dapo:  ## r1-zero with DAPO's clipping, dynamic sampling, overlong punishment
+dapo:  ## r1-zero with DAPO's clipping, dynamic sampling, length punishment
 dr-grpo:  ## r1-zero with Dr. GRPO's loss
 gspo:  ## r1-zero with GSPO's ratio for whole responses
 mini-r1:  ## Countdown with a prefilled think tag, as in the Mini-R1 notebook

@@ -184,7 +184,8 @@ def _doctor(arguments: argparse.Namespace) -> None:
     doctor_table.show_machine(machine)
     doctor_table.show_forecast(f"{recipe.name} at scale {recipe.scale}, here", found, doctor.measured_minutes(recipe))
     doctor_table.show_cards(found)
-    console.print(f"on disk: about {doctor.disk_bytes(recipe, recipe.stages) / GIB:.1f} GiB for the models")
+    if (gib := doctor.disk_bytes(recipe, recipe.stages) / GIB) >= 0.1:
+        console.print(f"on disk: about {gib:.1f} GiB for the models")
     for sentence, hint in data.items():
         console.print(f"missing: {sentence}; {hint}")
     if packages:

@@ -57,7 +57,7 @@ def show_counts(stage: str, counts: Mapping[str, Any]) -> None:
 
 
 def _told(count: Any) -> str:
-    """`found 8,449, kept 7,012`; a group inside a group in brackets; `en, math 5; zh, math 7` where names hold commas."""
+    """`found 8,449, kept 7,012`; a group inside a group in brackets; `math, en 5; math, zh 7` if names hold commas."""
     if not isinstance(count, Mapping):
         return f"{count:,}" if isinstance(count, int) else f"{count:.3g}" if isinstance(count, float) else str(count)
     parts = (f"({_told(part)})" if isinstance(part, Mapping) else _told(part) for part in count.values())
