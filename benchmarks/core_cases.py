@@ -6,7 +6,7 @@ Imports nothing of the project, for a peer's process must not hold it.
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,3 @@ def callback(meter: Meter) -> Any:
 def say(row: dict[str, Any]) -> None:
     """A result, for `core.py` to find among what libraries print."""
     print("RESULT " + json.dumps(row), flush=True)
-
-
-def described(case: Case) -> str:
-    return ", ".join(f"{name} {value}" for name, value in asdict(case).items() if value)

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.errors import (
     EXIT_ERROR,
@@ -35,8 +35,8 @@ from pipeline.errors import (
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         arguments.verb(arguments)
     except PipelineError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -63,8 +63,16 @@ def _disk_failed(error: OSError) -> int:
     return EXIT_ERROR
 
 
+class _Parser(argparse.ArgumentParser):
+    """Words that make no command are told like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        sentence = message.partition(" (choose from ")[0]  # the list names verbs that are not for people
+        raise ConfigError(f"{self.prog}: {sentence}", hint=f"`{self.prog} --help` says what there is")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="r1", description="The DeepSeek-R1 recipe as one resumable pipeline.")
+    parser = _Parser(prog="r1", description="The DeepSeek-R1 recipe as one resumable pipeline.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(name: str, function: Callable[[argparse.Namespace], None], meaning: str) -> argparse.ArgumentParser:
@@ -172,15 +180,18 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
     recipe, machine = _load(arguments), this_machine()
     found = doctor.diagnoses(recipe, recipe.stages, machine)
+    data, packages = missing(recipe, recipe.stages), missing_packages()
     doctor_table.show_machine(machine)
     doctor_table.show_forecast(f"{recipe.name} at scale {recipe.scale}, here", found, doctor.measured_minutes(recipe))
     doctor_table.show_cards(found)
-    console.print(f"on disk: about {doctor.disk_bytes(recipe, recipe.stages) / GIB:.1f} GiB for the models")
-    for sentence, hint in missing(recipe, recipe.stages).items():
+    if (gib := doctor.disk_bytes(recipe, recipe.stages) / GIB) >= 0.1:
+        console.print(f"on disk: about {gib:.1f} GiB for the models")
+    for sentence, hint in data.items():
         console.print(f"missing: {sentence}; {hint}")
-    if packages := missing_packages():
+    if packages:
         console.print(f"missing: {', '.join(packages)} (`make setup`)")
-    if not doctor_table.show_problems(found):
+    num_problems = doctor_table.show_problems(found)
+    if all(one.found for one in found) and not (num_problems or data or packages):
         console.print("nothing stands in the way of it", style="green")
 
 

@@ -1,5 +1,6 @@
 """What a person sees while a run works: the plan, a bar per stage with the time left, one line per finished stage."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from pipeline.runner import Watch
 from pipeline.verify import Verified
 
 STYLE = {"done": "green", "resume": "yellow", "to do": "cyan", "stale": "red", "damaged": "red"}
-console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
+_IS_TERMINAL = sys.stdout.isatty()
+_WIDTH = None if _IS_TERMINAL or "COLUMNS" in os.environ else 100  # rich takes a pipe for 80 wide, and cuts tables
+console = Console(highlight=False, markup=False, soft_wrap=not _IS_TERMINAL, width=_WIDTH)
 """Prints text as it is: what is in square brackets may come from a config, a card or a model, and is no markup."""
 
 
@@ -54,11 +57,12 @@ def show_counts(stage: str, counts: Mapping[str, Any]) -> None:
 
 
 def _told(count: Any) -> str:
-    """`found 8,449, kept 7,012`; a group inside a group in brackets."""
+    """`found 8,449, kept 7,012`; a group inside a group in brackets; `math, en 5; math, zh 7` if names hold commas."""
     if not isinstance(count, Mapping):
         return f"{count:,}" if isinstance(count, int) else f"{count:.3g}" if isinstance(count, float) else str(count)
     parts = (f"({_told(part)})" if isinstance(part, Mapping) else _told(part) for part in count.values())
-    return ", ".join(f"{name} {told}" for name, told in zip(count, parts, strict=True)) or "none"
+    comma = "; " if any("," in name for name in count) else ", "
+    return comma.join(f"{name} {told}" for name, told in zip(count, parts, strict=True)) or "none"
 
 
 def _minutes(seconds: float | None) -> str:

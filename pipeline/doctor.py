@@ -10,6 +10,7 @@ Command: `make doctor SCALE=qwen-1.5b` (`pipeline/doctor_table.py` prints it)
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from pipeline.refs import CHECKPOINT, Ref
 from pipeline.settings import read_yaml
 from pipeline.stage import Stage, locate
 from stages.forecast import Device, Forecast, fits, forecast, num_weights, uses_vllm, what_would_fit
-from stages.memory_plan import Shape
+from stages.memory_plan import CONTEXT_BYTES, Shape
 from stages.training import CUDA_OPTIMISERS
 
 CARD_SIZES_GB = (6, 8, 12, 16, 24, 48, 80)
@@ -186,7 +187,13 @@ def _needs_cuda(name: str, what: str, why: str, assignment: str) -> Problem:
 def _too_big(name: str, stage: Stage, shape: Shape, device: Device) -> Problem:
     found = forecast(stage, shape, device)
     assert found is not None
-    has, change = f"{device.name} has {device.total_bytes / GIB:.1f}", what_would_fit(stage, shape, device)
+    told = getattr(stage, "memory_gb", None)
+    if told and fits(stage.model_copy(update={"memory_gb": None}), shape, device):
+        least = ceil((found.least + CONTEXT_BYTES) / 1e8) / 10
+        sentence = f"memory_gb={told:g} is too little, it needs {least:g} at least"
+        return Problem(f"stage {name}: {sentence}", f"ARGS=stages.{name}.memory_gb={least:g}, or smaller settings")
+    has = f"{device.name if device.is_gpu else 'this machine'} has {device.total_bytes / GIB:.1f}"
+    change = what_would_fit(stage, shape, device)
     instead = "a smaller model, or a bigger device: `make doctor` says on which it fits"
     if change:
         words = " ".join(f"stages.{name}.{_word(key, value)}" for key, value in change.items())

@@ -3,7 +3,7 @@
 Reads the diagnoses of `doctor.py`; makes text for the terminal.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_lowercase
 
 from rich.table import Table
@@ -11,6 +11,7 @@ from rich.table import Table
 from pipeline.console import console, show_note
 from pipeline.doctor import CARD_SIZES_GB, Diagnosis
 from pipeline.machine import GIB, Machine
+from stages.forecast import Forecast
 
 LEGEND = (
     "GiB of tensors. Held all the time: weights, the adapter, Adam's moments with the gradients. In turns: activations "
@@ -33,22 +34,24 @@ def show_machine(machine: Machine) -> None:
         show_note(f"nothing will be computed on the GPU: {machine.why_no_cuda}")
 
 
-def show_forecast(title: str, found: Iterable[Diagnosis], minutes: Mapping[str, float]) -> None:
+def show_forecast(title: str, found: Sequence[Diagnosis], minutes: Mapping[str, float]) -> None:
     """The stages with bytes by phase and minutes; `minutes` holds those that are known better than by an estimate."""
     console.print(title, style="bold")
+    if unknown := [one.stage for one in found if one.found is None]:
+        show_note(f"no forecast for {', '.join(unknown)}: the sizes of the model are not known here")
+    if len(unknown) == len(found):
+        return
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "weights", "LoRA", "Adam", "activ.", "tokens", "rollout", "peak", "min/step"):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for one in found:
-        table.add_row(one.stage, *(_cells(one, minutes.get(one.stage))))
+        if one.found:
+            table.add_row(one.stage, *_cells(one.found, minutes.get(one.stage)))
     console.print(table)
     console.print(LEGEND, style="dim")
 
 
-def _cells(one: Diagnosis, measured: float | None) -> list[str]:
-    if one.found is None:
-        return ["–"] * 8
-    found = one.found
+def _cells(found: Forecast, measured: float | None) -> list[str]:
     sizes = [found.weights, found.adapter, found.optimiser, found.activations]
     step = "–" if found.seconds_per_step is None else f"~{_minutes(found.seconds_per_step / 60)}"
     tokens = f"{found.micro_batch_tokens:,}" if found.micro_batch_tokens else "–"
@@ -60,7 +63,7 @@ def _gib(size: float) -> str:
 
 
 def _minutes(minutes: float) -> str:
-    return f"{minutes:.1f}" if minutes >= 1 else f"{minutes:.2g}"
+    return f"{minutes:,.0f}" if minutes >= 100 else f"{minutes:.1f}" if minutes >= 1 else f"{minutes:.2g}"
 
 
 def show_cards(found: Iterable[Diagnosis]) -> None:
@@ -70,12 +73,13 @@ def show_cards(found: Iterable[Diagnosis]) -> None:
     for size in CARD_SIZES_GB:
         table.add_column(f"{size} GB")
     letters: dict[str, str] = {"yes": "yes", "no": "no"}
-    for one in found:
-        cells = [one.on_cards[size] for size in CARD_SIZES_GB] if one.on_cards else []
+    for one in (one for one in found if one.on_cards):
+        cells = [one.on_cards[size] for size in CARD_SIZES_GB]
         for cell in cells:
             letters.setdefault(cell, f"({ascii_lowercase[(len(letters) - 2) % 26]})")
         table.add_row(one.stage, *(letters[cell] for cell in cells))
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     for words, letter in list(letters.items())[2:]:
         console.print(f"{letter} with {words}", style="dim")
 

@@ -89,7 +89,8 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(archive) as tar:
             yield tar
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileNotFoundError, IsADirectoryError) as error:
-        raise ArtifactError(f"{archive} is no packed run: {error}", hint="make one with `make pack RUN=…`") from None
+        why = getattr(error, "strerror", None) or error
+        raise ArtifactError(f"{archive} is no packed run: {why}", hint="make one with `make pack RUN=…`") from None
 
 
 def _name_of(archive: Path) -> str:

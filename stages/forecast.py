@@ -16,15 +16,24 @@ from typing import Any
 
 from pipeline.stage import Stage
 from stages.grpo import GRPO
-from stages.memory_plan import CONTEXT_BYTES, GIB, NF4_BYTES, Setup, Shape, make_plan, resident_bytes
+from stages.memory_plan import (
+    CONTEXT_BYTES,
+    CPU_TOKENS,
+    GIB,
+    NF4_BYTES,
+    Setup,
+    Shape,
+    bytes_per_token,
+    fused_head_bytes,
+    make_plan,
+    resident_bytes,
+)
 from stages.reward_model import RewardModel
 from stages.sampling import SamplingStage
 from stages.training import Lora, TrainingStage
 
 PROMPT_TOKENS = 256
 """What a prompt is taken to have: the data are not read here."""
-CPU_TOKENS = 8192
-"""Of a micro-batch on a CPU at most (`stages/engines/token_budget.py`)."""
 CACHED_TOKENS = 65536
 """Most tokens whose keys and values are kept at once where transformers samples."""
 ASLEEP_BYTES = GIB
@@ -244,19 +253,12 @@ def _planned(stage: TrainingStage, shape: Shape, device: Device, room: float) ->
         held = resident_bytes(shape, setup)
         plan = make_plan(shape, setup, int(held + room), longest, whole if room else longest)
         return plan.tokens, float(plan.peak_bytes - held)
-    each = activation_bytes(stage, shape, device)
+    sizes = shape.hidden, shape.inner, shape.layers
+    each = bytes_per_token(*sizes, stage.gradient_checkpointing, device.bytes_per_number)
     found = int(0.8 * room / each) if device.is_gpu else min(CPU_TOKENS, int(0.1 * device.total_bytes / each))
     budget = found if stage.token_budget == "auto" else stage.token_budget
     tokens = min(whole, max(budget if room else 0, longest))
-    # TRL's fused head works in tiles of 4096 tokens x 32768 vocabulary entries, whatever the batch.
-    return tokens, float(each * tokens + 3 * min(tokens, 4096) * min(shape.vocab, 32768) * 4)
-
-
-def activation_bytes(stage: TrainingStage, shape: Shape, device: Device) -> int:
-    """About what one token keeps between forward and backward (as `stages/engines/token_budget.py` has it)."""
-    layer = 18 * shape.hidden + 5 * shape.inner
-    numbers = shape.layers * shape.hidden + layer if stage.gradient_checkpointing else shape.layers * layer
-    return device.bytes_per_number * (numbers + 8 * shape.hidden)
+    return tokens, float(each * tokens + fused_head_bytes(shape.vocab, tokens))
 
 
 # --- time -----------------------------------------------------------------------------------------

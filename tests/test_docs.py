@@ -45,6 +45,11 @@ def test_the_makefile_lists_a_meaning_for_every_verb_a_person_types():
     assert [verb for verb in phony[1].split() if not re.search(rf"^{verb}:.*## \w", makefile, re.MULTILINE)] == []
 
 
+def test_what_make_lists_fits_into_a_terminal_of_100_columns():
+    lines = re.findall(r"^([a-z0-9-]+):.*## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(lines) > 30 and [verb for verb, meaning in lines if len(f"  make {verb:<20} {meaning}") > 100] == []
+
+
 def table(page: str, columns: int) -> list[list[str]]:
     """The rows, cell by cell, of the tables of a recipe's page that begin with words in backticks."""
     lines = (ROOT / f"docs/recipes/{page}.md").read_text(encoding="utf-8").splitlines()

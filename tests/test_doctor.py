@@ -42,7 +42,10 @@ PUBLISHED = {  # parameters, as the models' cards and files have them
     "hub:Qwen/Qwen2.5-0.5B": 494_032_768,
     "hub:Qwen/Qwen2.5-1.5B": 1_543_714_304,
     "hub:Qwen/Qwen2.5-7B": 7_615_616_512,
+    "hub:Qwen/Qwen2.5-14B": 14_770_033_664,
+    "hub:Qwen/Qwen2.5-32B": 32_763_876_352,
     "hub:meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "hub:meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
     "path:models/smollm2-135m": 134_515_008,
 }
 
@@ -94,6 +97,13 @@ def test_a_gpu_that_is_too_small_is_told_with_settings_that_the_command_line_tak
     assert "needs" in found.sentence and "RTX 4090" not in found.instead
     words = found.instead.partition('ARGS="')[2].rstrip('"').split()
     assert words and not problems(with_gpu(8), "llama-8b", "r1_zero", *words)
+
+
+@pytest.mark.parametrize(("machine", "scale"), [(CPU, "mini"), (H100, "qwen-1.5b")])
+def test_a_memory_gb_that_is_too_small_is_told_with_the_least_that_does(machine: Machine, scale: str) -> None:
+    [found] = problems(machine, scale, "r1_zero", "grpo.memory_gb=0.1")
+    assert "memory_gb=0.1 is too little" in found.sentence
+    assert not problems(machine, scale, "r1_zero", found.instead.removeprefix("ARGS=").partition(",")[0])
 
 
 WRONG = {
@@ -148,6 +158,9 @@ def test_make_doctor_says_what_fits_and_what_is_wrong(
     assert "80 GB" in said and "problem: stage r1_zero: quantization 'nf4' needs CUDA" in said
     assert main(["doctor", "r1-zero"]) == 0
     assert "nothing stands in the way" in capsys.readouterr().out
+    assert main(["doctor", "r1-zero", "--scale", "paper"]) == 0
+    said = capsys.readouterr().out
+    assert "no forecast for eval_base, r1_zero, eval_r1_zero" in said and "nothing stands" not in said
 
 
 def test_a_run_that_cannot_fit_is_refused_before_its_folder_is_made(

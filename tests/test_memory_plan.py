@@ -12,7 +12,6 @@ from stages.memory_plan import (
     Setup,
     Shape,
     estimated,
-    host_bytes,
     make_plan,
     resident_bytes,
     seconds,
@@ -67,7 +66,6 @@ def test_more_memory_is_never_slower(longest: int, rows: int, more: float) -> No
 def test_inputs_go_to_the_host_only_where_the_gpu_has_no_room_for_them() -> None:
     kept = [make_plan(SHAPE, QLORA, int(gib * GIB), 1042, 6544) for gib in (2.0, 70)]
     assert [plan.keep for plan in kept] == ["host", "gpu"]
-    assert host_bytes(SHAPE, kept[0]) == 6544 * 2 * 1536 * 2 * 28 and host_bytes(SHAPE, kept[1]) == 0
 
 
 def test_attention_is_kept_for_long_rows_before_tiles_are_wide_and_for_short_ones_after() -> None:

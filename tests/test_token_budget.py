@@ -19,12 +19,12 @@ from stages.engines.models import attach_lora, quiet
 from stages.engines.samplers import Sampling, TransformersSampler
 from stages.engines.token_budget import (
     automatic_budget,
-    bytes_per_token,
     cut,
     micro_batch_weight,
     plan,
     plan_batch,
 )
+from stages.memory_plan import bytes_per_token
 from tests.toy_model import byte_tokenizer, tiny_llama
 
 G = 4
@@ -292,5 +292,4 @@ def test_an_unknown_loss_is_refused_rather_than_weighted_wrongly() -> None:
 def test_the_automatic_budget_is_positive_and_checkpointing_needs_less() -> None:
     model = tiny_llama()
     assert automatic_budget(model, torch.device("cpu"), False) >= 256
-    config = model.config
-    assert bytes_per_token(config, True, 2) < bytes_per_token(config, False, 2)
+    assert bytes_per_token(64, 128, 2, True, 2) < bytes_per_token(64, 128, 2, False, 2)

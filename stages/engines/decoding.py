@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from stages.engines.shared_prompt import can_share_prompts
+from stages.engines.shared_prompt import can_share_prompts, last_logits
 
 LENGTH_STEP = 256
 GROUPED_HEADS = "grouped_heads"
@@ -67,7 +67,7 @@ class GrowingCache:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         self.width = ids.shape[1]
         self.cache = DynamicCache(config=self.model.config)
-        logits = _last_logits(self.model, ids, mask, positions, self.cache)
+        logits = last_logits(self.model, ids, mask, positions, self.cache)
         self.cache.batch_repeat_interleave(n)
         self.mask = F.pad(mask.repeat_interleave(n, 0), (0, max_new_tokens), value=1)
         self.positions = positions[:, -1:].repeat_interleave(n, 0)
@@ -79,7 +79,7 @@ class GrowingCache:
         self.positions = self.positions + 1
         # one query attends to everything that is not padding: the 4-D mask spares building a causal one
         mask = self.mask[:, None, None, : self.width].bool()
-        return _last_logits(self.model, token_R[:, None], mask, self.positions, self.cache)
+        return last_logits(self.model, token_R[:, None], mask, self.positions, self.cache)
 
     def keep(self, rows: torch.Tensor) -> None:
         """See `Decoder.keep`."""
@@ -100,7 +100,7 @@ class RecordedSteps:
         device = self.model.device
         ids, mask = _left_padded(prompt_ids, self.pad_token_id, device)
         positions, prompts = (mask.cumsum(1) - 1).clamp(min=0), DynamicCache(config=self.model.config)
-        logits = _last_logits(self.model, ids, mask, positions, prompts)
+        logits = last_logits(self.model, ids, mask, positions, prompts)
         self.most_rows = self.num_rows = len(prompt_ids) * n
         self.width = ids.shape[1]
         length = _rounded_up(self.width + max_new_tokens)
@@ -153,7 +153,7 @@ class RecordedSteps:
         self.cache.view = rows, length
         with _attention(self.model, GROUPED_HEADS):
             mask = self.mask[:rows, :, :, :length]
-            return _last_logits(self.model, self.tokens[:rows], mask, self.positions[:rows], self.cache)
+            return last_logits(self.model, self.tokens[:rows], mask, self.positions[:rows], self.cache)
 
 
 class _FixedCache:
@@ -219,20 +219,6 @@ def _attention(model: Any, name: str) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
-
-
-def _last_logits(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
-) -> torch.Tensor:
-    """Logits of the last position, (rows, V)."""
-    return model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
 
 
 def _left_padded(rows: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

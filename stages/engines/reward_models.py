@@ -24,7 +24,8 @@ from pipeline.stage import ModelSource
 from stages.chat import TEMPLATES
 from stages.engines.models import Device, choose_device, context_length, load_classifier, load_tokenizer, quiet
 from stages.engines.samplers import encode_prompts
-from stages.engines.token_budget import CPU_TOKENS, plan
+from stages.engines.token_budget import plan
+from stages.memory_plan import CPU_TOKENS
 from stages.sampling import Template
 
 SETTINGS_FILE = "reward_model.json"

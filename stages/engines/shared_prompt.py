@@ -11,7 +11,7 @@ Shapes: B rows, U different prompts, P prompt tokens (padded left), C completion
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from stages.engines.token_budget import same_prompts
 
@@ -37,7 +37,8 @@ def completion_logprobs(
     first, which = same_prompts(prompt_ids, prompt_mask)
     cache = DynamicCache()
     if prompt_ids.shape[1] > 1:  # the last prompt token is read with the responses: it predicts their first token
-        _read_prompts(model, prompt_ids[first, :-1], prompt_mask[first, :-1], cache)
+        mask = prompt_mask[first, :-1]
+        last_logits(model, prompt_ids[first, :-1], mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
         cache.batch_select_indices(which)
     lengths = prompt_mask.sum(1, keepdim=True)
     offsets = torch.arange(completion_ids.shape[1], device=completion_ids.device)
@@ -51,14 +52,15 @@ def completion_logprobs(
     )
 
 
-def _read_prompts(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> None:
-    """Fills the cache with U prompts; gradients flow back through it."""
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    model(
+def last_logits(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
+) -> torch.Tensor:
+    """Logits of the last position, (rows, V); what is read goes into the cache, and gradients flow back through it."""
+    return model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-    )
+    ).logits[:, -1]

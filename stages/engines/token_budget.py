@@ -1,10 +1,8 @@
 """Micro-batches by tokens: a budget of padded tokens, never a number of rows.
 
-A batch of responses is cut into micro-batches of similar length, each trimmed of the padding it does not
-need, so that
-`rows × (longest prompt + longest completion)` stays within a budget. Rows that cannot contribute are left
-out. The weight of each micro-batch makes the sum of its gradients the gradient of the whole batch
-(`micro_batch_weight`).
+A batch of responses is cut into micro-batches of similar length, each trimmed of the padding it does not need, so that
+`rows × (longest prompt + longest completion)` stays within a budget. Rows that cannot contribute are left out. The
+weight of each micro-batch makes the sum of its gradients the gradient of the whole batch (`micro_batch_weight`).
 
 Shapes: B rows, P prompt tokens (padded left), C completion tokens (padded right).
 """
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import ConfigError
+from stages.memory_plan import CPU_TOKENS, bytes_per_token, fused_head_bytes
 
 Batch = dict[str, Any]
 
@@ -25,14 +24,10 @@ _MEAN_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
 _MEAN_OVER_TOKENS = ("bnpo",)
 _GLOBAL_MEAN = ("dapo", "cispo", "vespo")
 
-# On a CPU a micro-batch that fits the caches is faster than a bigger one; measured on the mini model.
-CPU_TOKENS = 8192
-
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rows of a batch: trim to the last `prompt_width` prompt and the first `completion_width`
-    completion columns."""
+    """Some rows of a batch, trimmed to the last `prompt_width` and the first `completion_width` columns."""
 
     rows: tuple[int, ...] = ()
     prompts: frozenset[int] = frozenset()
@@ -61,8 +56,7 @@ def plan(
 ) -> Iterator[MicroBatch]:
     """Cuts rows into micro-batches within the budget, longest first; a single row may exceed it.
 
-    `prompts[i]` names the prompt of row i where rows with the same prompt compute it once; None = they do
-    not. A
+    `prompts[i]` names the prompt of row i where rows with the same prompt compute it once; None = they do not. A
     completion length of 0 leaves the row out.
     """
     sort_lengths = (
@@ -146,8 +140,7 @@ def cut(batch: Batch, micro: MicroBatch) -> Batch:
 
 
 def micro_batch_weight(loss_type: str, batch: Batch, micro: Batch) -> float:
-    """What the loss of a micro-batch counts in the loss of the whole batch, so that the gradients add up to
-    its own."""
+    """What the loss of a micro-batch counts in the loss of the whole batch, so that the gradients add up to its own."""
     if loss_type in _MEAN_OVER_ROWS:
         return micro["completion_mask"].shape[0] / batch["completion_mask"].shape[0]
     if loss_type in _MEAN_OVER_TOKENS:
@@ -161,33 +154,19 @@ def micro_batch_weight(loss_type: str, batch: Batch, micro: Batch) -> float:
 def automatic_budget(model: Any, device: torch.device, checkpointing: bool) -> int:
     """Tokens of one micro-batch (forward and backward) that this machine has room for.
 
-    On a CPU a fixed number, so that a run is the same on every machine, lowered only where memory is short;
-    on CUDA
+    On a CPU a fixed number, so that a run is the same on every machine, lowered only where memory is short; on CUDA
     four fifths of what is free now, over an estimate of what a token needs.
     """
     config = model.config.get_text_config()
-    needed = bytes_per_token(config, checkpointing, bytes_per_number=2 if device.type == "cuda" else 4)
+    hidden, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
+    bytes_per_number = 2 if device.type == "cuda" else 4
+    needed = bytes_per_token(hidden, inner, config.num_hidden_layers, checkpointing, bytes_per_number)
     if device.type != "cuda":
         return lowered(max(256, min(CPU_TOKENS, int(_memory_bytes() * 0.1) // needed)))
     free, _ = torch.cuda.mem_get_info(device)
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    # TRL's fused head works in tiles of 4096 tokens × 32768 vocabulary entries, whatever the batch.
-    tiles = 3 * 4096 * min(config.vocab_size, 32768) * 4
-    return lowered(max(256, int((free + reusable - tiles) * 0.8) // needed))
-
-
-def bytes_per_token(config: Any, checkpointing: bool, bytes_per_number: int) -> int:
-    """An estimate of what one token keeps in memory between forward and backward, from the model's shape.
-
-    About 18 hidden-sized and 5 intermediate-sized numbers a layer (norms, attention, gated MLP, and LoRA's
-    own copies);
-    with checkpointing one hidden-sized number a layer and the inside of a single layer.
-    """
-    hidden, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
-    layer = 18 * hidden + 5 * inner
-    layers = config.num_hidden_layers
-    numbers = layers * hidden + layer if checkpointing else layers * layer
-    return int(bytes_per_number * (numbers + 8 * hidden))
+    room = free + reusable - fused_head_bytes(config.vocab_size)
+    return lowered(max(256, int(room * 0.8) // needed))
 
 
 def lowered(token_budget: int) -> int:
