@@ -46,6 +46,7 @@ PUBLISHED = {  # parameters, as the models' cards and files have them
     "hub:Qwen/Qwen2.5-32B": 32_763_876_352,
     "hub:meta-llama/Llama-3.1-8B": 8_030_261_248,
     "hub:meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
+    "hub:meta-llama/Llama-3.2-1B": 1_235_814_400,
     "path:models/smollm2-135m": 134_515_008,
 }
 

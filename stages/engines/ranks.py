@@ -37,6 +37,7 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
+    """Whether this process has rank 0."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
