@@ -1,5 +1,6 @@
 """The core computes what the model does, and its gradients, whatever the plan."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,28 @@ def test_training_on_the_core_moves_the_adapter_as_training_without_it_does(tmp_
         t.model.save_pretrained(tmp_path / str(uses_core))
         adapters[uses_core] = load_file(tmp_path / str(uses_core) / "adapter_model.safetensors")
     assert_same(adapters[True], adapters[False])
+
+
+def test_a_step_without_any_advantage_leaves_the_adapter_alone(tmp_path: Path) -> None:
+    """Not even the momentum of the steps before moves it; and the next step counts for itself."""
+    moved = {}
+    for uses_core in (False, True):
+        torch.manual_seed(0)
+        t = trainer(tmp_path, attach_lora(tiny_llama(), 4, 8), learning_rate=0.01)
+        t.model.train()
+        t.core = Core(t.model, "adamw_torch") if uses_core else None
+        optimizer = t.create_optimizer()
+        states = []
+        for seed, size in enumerate((1.0, 0.0, 1.0)):
+            batch = random_batch(seed, offpolicy=False)
+            batch["advantages"] *= size
+            t.over_ranks(t.model, partial(t._accumulate, batch=batch))
+            optimizer.step()
+            t.model.zero_grad()  # as transformers' Trainer does; it has the optimiser forget nothing
+            states.append({name: w.detach().clone() for name, w in t.model.named_parameters() if w.requires_grad})
+        assert_same(states[1], states[0])
+        moved[uses_core] = states[2]
+    assert_same(moved[True], moved[False])
 
 
 def test_a_step_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:

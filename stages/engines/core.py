@@ -60,6 +60,13 @@ class Core:
                 weight.grad = gradient
             self.optimized["adapter"].grad = self._gradient
 
+    def end(self) -> None:
+        """After gradients were added, by all processes: where none came up there is none, and no optimiser moves."""
+        if not self._gradient.any():
+            self.optimized["adapter"].grad = None
+            for weight, _ in self._trained:
+                weight.grad = None
+
     def plan_step(self, longest: int, batch_tokens: int) -> Plan:
         """The plan for a step whose longest row and whose rows together have so many tokens."""
         if self.device.type == "cuda":

@@ -84,6 +84,8 @@ class PipelineTrainer:
         with ranks.alone(self.accelerator):
             loss = self.within_memory(bare, lambda: accumulate(bare))
         ranks.average_gradients(bare.parameters())
+        if self.core:
+            self.core.end()
         return loss
 
     def within_memory(self, model: Any, accumulate: Callable[[], torch.Tensor]) -> torch.Tensor:
