@@ -232,7 +232,10 @@ def _page(run: Run) -> dict[str, Any]:
         "generated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "columns": columns,
         "rows": rows,
-        "not_measured": [metric.label for metric in METRICS.values() if metric.label not in shown],
+        # IFEval's four ways to count are one thing that was not measured.
+        "not_measured": list(
+            dict.fromkeys(m.label.partition(" by ")[0] for m in METRICS.values() if m.label not in shown)
+        ),
         "domains": report_tables.tables_by_domain(columns),
         "steps": _steps(report_tables.steps_of(run)),
         "steps_beside": _steps(report_tables.steps_beside(run)),
