@@ -25,6 +25,9 @@ class Vllm(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gpu_memory_utilization: float = Field(0.4, gt=0, le=1, description="share of the GPU for vLLM's weights and cache")
+    kv_cache_memory_gb: float | None = Field(
+        None, gt=0, description="GiB for its cache; null = by the share, which other programs on this GPU can disturb"
+    )
     max_model_len: int | None = Field(None, ge=1, description="longest prompt and response; null = what is needed")
     attention_backend: str | None = Field(None, description="e.g. FLASH_ATTN; null = vLLM chooses")
     sleep_level: Literal[1, 2] = Field(

@@ -86,6 +86,8 @@ class VllmSampler:
             # One engine for each process, every one with prompts of its own, in the group that is there already.
             **({"distributed_executor_backend": "external_launcher"} if ranks.world_size() > 1 else {}),
             **({"attention_backend": options.attention_backend} if options.attention_backend else {}),
+            # Told its size, vLLM does not look at the free memory while another engine on this GPU starts or ends.
+            **({"kv_cache_memory_bytes": _bytes(options.kv_cache_memory_gb)} if options.kv_cache_memory_gb else {}),
             **({"quantization": "bitsandbytes"} if getattr(model, "is_loaded_in_4bit", False) else {}),
         )
         self._ends = set(end_tokens(model, tokenizer)) if model is not None else {tokenizer.eos_token_id}
@@ -251,8 +253,13 @@ def _started(engine: Any, **settings: Any) -> Any:
             raise
         raise ResourceError(
             f"vLLM does not find the GPU memory that it needs: {str(error).splitlines()[0]}",
-            hint="set vllm.gpu_memory_utilization higher, or end what else runs on this GPU (`nvidia-smi`)",
+            hint="set vllm.gpu_memory_utilization higher, or end what else runs on this GPU (`nvidia-smi`); "
+            "vllm.kv_cache_memory_gb lets several engines start beside each other",
         ) from error
+
+
+def _bytes(gib: float) -> int:
+    return round(gib * 2**30)
 
 
 def _is_quantised_lora(model: Any | None) -> bool:
