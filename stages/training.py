@@ -58,6 +58,9 @@ class TrainingStage(Stage, ABC):
     memory_gb: Runtime[float | None] = Field(
         None, gt=0, description="GPU memory that training may take, in GB, all in all; null = what is free"
     )
+    deterministic: Runtime[bool] = Field(
+        False, description="on a GPU: the same numbers in every run, slower; a CPU always does, vLLM never promises it"
+    )
     gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
     save_steps: Runtime[int] = Field(20, ge=1, description="steps between checkpoints to resume from")
 

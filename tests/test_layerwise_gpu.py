@@ -8,7 +8,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from stages.engines.flat_rows import flat_completions
+from stages.engines.flat_rows import FlatRows, flat_completions
 from stages.engines.layerwise import line_terms
 from stages.engines.models import attach_lora
 from stages.memory_plan import Plan
@@ -85,6 +85,24 @@ def test_four_bit_weights_give_what_the_same_weights_do_unpacked() -> None:
     expected, wanted = by_the_core(unpacked, PLANS["tiles"])
     assert torch.allclose(logps, expected, atol=1e-3)
     assert error(grads, wanted) < 1e-2  # the attention's backward kernel adds up in any order
+
+
+def test_asked_for_an_order_the_gradients_are_the_same_bit_for_bit() -> None:
+    ids = torch.randint(1, 97, (16, 600), generator=torch.Generator().manual_seed(0)).cuda()
+    prompts, completions = ids[:1, :200].repeat(16, 1), ids[:, 200:]
+    line = flat_completions(prompts, torch.ones_like(prompts), completions, torch.ones_like(completions))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        found = [ordered_gradients(line) for _ in range(4)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(other[name], value) for other in found[1:] for name, value in found[0].items())
+
+
+def ordered_gradients(line: FlatRows) -> dict[str, torch.Tensor]:
+    model = adapted(torch.bfloat16)
+    line_terms(model, line, Plan(9999, "gpu", True, 9999, 9999)).logps.mean().backward()
+    return gradients(model)
 
 
 def four_bits(base: torch.nn.Linear) -> Linear4bit:

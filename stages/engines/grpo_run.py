@@ -113,7 +113,8 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
         if ranks.is_main():
             shutil.rmtree(work.path / LAST_GOOD, ignore_errors=True)
         trainer = trainer_of(stage.in_phase(lengthening.phase), model)
-        while trainers.run_training(trainer, work) < stage.max_steps and not (hacking and hacking.has_stopped):
+        run = partial(trainers.run_training, work=work, deterministic=stage.deterministic)
+        while run(trainer) < stage.max_steps and not (hacking and hacking.has_stopped):
             # Another phase has begun. It goes on from its checkpoint as a resumed run would, so both are the same.
             del trainer, model
             model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)

@@ -140,7 +140,7 @@ def train(stage: "RewardModel", source: ModelSource, pairs: list["Pair"], work: 
             args=_config(stage, len(rows), work, device),
             train_dataset=Dataset.from_list(rows),
         )
-        trainers.run_training(trainer, work)
+        trainers.run_training(trainer, work, stage.deterministic)
         merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.path)
     return len(pairs) - len(rows)
 

@@ -7,6 +7,7 @@ checkpoint is written (sealed, two kept, no pickled settings, no model card) and
 save, stop.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,10 +227,11 @@ def check_quantization(quantization: str | None, lora: object | None) -> None:
         )
 
 
-def run_training(trainer: Any, work: Workdir) -> int:
+def run_training(trainer: Any, work: Workdir, deterministic: bool = False) -> int:
     """Trains to the end, from the newest whole checkpoint if there is one; returns the number of steps done.
 
-    Raises Interrupted after a signal, when the step was finished and saved.
+    `deterministic`: also on a GPU kernels add up in one order only. Raises Interrupted after a signal, when the step
+    was finished and saved.
     """
     trainer.work = work
     trainer.token_budget = trainer.token_budget and lowered(trainer.token_budget)
@@ -240,8 +242,7 @@ def run_training(trainer: Any, work: Workdir) -> int:
     if start and checkpoints.step_of(start) >= trainer.args.max_steps:  # killed after training, before publishing
         trainer._load_from_checkpoint(str(start))
         return checkpoints.step_of(start)
-    # On a CPU with several threads the gradient of indexing adds up in any order unless it is told not to.
-    torch.use_deterministic_algorithms(trainer.args.device.type == "cpu")
+    _fix_order(trainer.args.device, deterministic)
     with stop_on_signals() as stop, quiet():
         trainer.add_callback(_Stopping(stop))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -249,3 +250,11 @@ def run_training(trainer: Any, work: Workdir) -> int:
     if stop.requested and step < trainer.args.max_steps:
         raise stop.error(step)
     return step
+
+
+def _fix_order(device: torch.device, deterministic: bool) -> None:
+    """On a CPU with several threads, too, the gradient of indexing adds up in any order unless it is told not to."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    is_cpu = device.type == "cpu"
+    torch.use_deterministic_algorithms(is_cpu or deterministic, warn_only=not is_cpu)
