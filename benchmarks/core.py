@@ -13,6 +13,7 @@ Makes `docs/results/core.json`, and a Markdown table beside it.
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ LEVERS = (
     "kept-attention",
     "mlp-tiles",
     "head-tiles",
+    "outer-on-host",
     "whole-batch-passes",
     "adam-8bit",
 )
@@ -45,7 +47,9 @@ def main() -> None:
     commit = (environment()["git"] or {}).get("commit")
     for name in chosen.cases:
         folder = chosen.models / CASES[name].shape
-        make_model(CASES[name].shape, folder)
+        made = multiprocessing.get_context("spawn").Process(target=make_model, args=(CASES[name].shape, folder))
+        made.start()  # in a process of its own, whose memory is gone from the card when the others are measured
+        made.join()
         runs: list[Row] = [{"contender": c, "cap_gib": cap} for cap in chosen.caps for c in chosen.contenders]
         if chosen.ablate:
             runs += [{"contender": "core", "without": lever} for lever in chosen.levers]

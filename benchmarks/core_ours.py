@@ -147,6 +147,7 @@ LEVERS: dict[str, Callable[[], None]] = {
     "kept-attention": with_plan(keeps_attention=False),
     "mlp-tiles": with_plan(tile=10**9),
     "head-tiles": with_plan(head_tile=10**9),
+    "outer-on-host": with_plan(outer="gpu"),
     "whole-batch-passes": with_plan(tokens=1),
     "adam-8bit": lambda: None,
 }

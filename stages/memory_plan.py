@@ -10,9 +10,10 @@ forecast) and in it (`stages/engines/layerwise.py`). How to use it:
     plan.peak_bytes, plan.fits                            # resident memory and the pass, both phases of it
 
 A plan says how many tokens ride in one pass, where the layers' inputs wait for the backward pass (`keep`: on the GPU
-or in pinned host memory), whether the attention's outputs wait with them, and how many tokens the wide parts of a
-layer (the gated MLP, the head's logits) take at once. Everything that a plan changes costs little speed; what costs
-most is given up last. The bytes are an estimate from the shapes, checked against one H100 in `docs/performance.md`.
+or in pinned host memory), whether the attention's outputs wait with them, how many tokens the wide parts of a layer
+(the gated MLP, the head's logits) take at once, and where the embedding and the head are meanwhile. Everything that a
+plan changes costs little speed; what costs most is given up last. The bytes are an estimate from the shapes, checked
+against one H100 in `docs/performance.md`.
 
 All sizes are bytes of torch's allocator: the CUDA context (`CONTEXT_BYTES`) comes on top.
 """
@@ -38,11 +39,17 @@ MAX_TOKENS = 16384
 MIN_TILE = 256
 TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 HEAD_TILES = (1024, 512, 256, 128, 64)
+# Of a head that waits on the host, so much comes at once.
+SLICE_BYTES = 2**26
 # On a CPU a micro-batch that fits the caches is faster than a bigger one; measured on the mini model.
 CPU_TOKENS = 8192
 
-# A coarse model of time: Python sends a kernel in about 20 µs, and attention runs at about 300 TFLOP/s (H100).
-SECONDS_A_KERNEL, ATTENTION_FLOPS = 20e-6, 3e14
+# A coarse model of time, from profiles on an H100: with all that Python does around it a kernel takes about 70 µs to
+# send (16,002 took 1.15 s) while the GPU computes at about 200 TFLOP/s (0.3 s for 6,544 tokens of 1.5B), attention at
+# 300, and pinned memory is read at 20 GB/s.
+SECONDS_A_KERNEL, MATRIX_FLOPS, ATTENTION_FLOPS, HOST_BYTES_A_SECOND = 70e-6, 2e14, 3e14, 2e10
+# What sending costs where the GPU is busy longer: next to nothing.
+HIDDEN = 0.05
 # Kernels of a layer, and of each of its tiles and the head's, forward and backward.
 LAYER_KERNELS, TILE_KERNELS, HEAD_KERNELS = 100, 34, 10
 
@@ -116,6 +123,8 @@ class Plan:
     """Tokens of the MLP at once."""
     head_tile: int
     """Tokens whose logits exist at once."""
+    outer: Literal["gpu", "host"] = "gpu"
+    """Where the embedding and the head are during a pass; from the host they come in slices."""
     peak_bytes: int = 0
     fits: bool = True
 
@@ -123,9 +132,18 @@ class Plan:
 def resident_bytes(shape: Shape, setup: Setup) -> int:
     """Weights, adapter, its gradient, the optimiser's moments, and cuBLAS's own memory."""
     per_weight = NF4_BYTES if setup.quantized else HALF
-    embeddings = shape.vocab * shape.hidden * HALF * (1 if shape.tied else 2)
     adapter = shape.adapter_weights(setup.rank) * (2 * setup.adapter_bytes + setup.optimizer_bytes)
-    return int(shape.layers * shape.linear_weights * per_weight + embeddings + adapter) + WORKSPACE_BYTES
+    return int(shape.layers * shape.linear_weights * per_weight + outer_bytes(shape) + adapter) + WORKSPACE_BYTES
+
+
+def outer_bytes(shape: Shape) -> int:
+    """The embedding and the head, one where they are tied."""
+    return shape.vocab * shape.hidden * HALF * (1 if shape.tied else 2)
+
+
+def vocab_slice(vocab: int, hidden: int) -> int:
+    """Rows of the head that come from the host at once, in slices of the same size."""
+    return ceil(vocab / ceil(vocab * hidden * HALF / SLICE_BYTES))
 
 
 def pass_bytes(shape: Shape, plan: Plan) -> int:
@@ -140,35 +158,46 @@ def pass_bytes(shape: Shape, plan: Plan) -> int:
     attention += shape.hidden * (shape.queries + 2 * shape.keys) * HALF
     tile = min(plan.tile, plan.tokens)
     mlp = hidden + out + tile * (5 * shape.inner + 3 * shape.hidden) * HALF + 3 * shape.hidden * shape.inner * HALF
-    head = 2 * hidden + min(plan.head_tile, plan.tokens) * shape.vocab * (SINGLE + HALF)
+    at_once = vocab_slice(shape.vocab, shape.hidden) if plan.outer == "host" else shape.vocab
+    head = 2 * hidden + min(plan.head_tile, plan.tokens) * at_once * (SINGLE + HALF)
+    if plan.outer == "host":  # a slice in use and one on its way; gradients are added up in fp32
+        head += 2 * at_once * shape.hidden * HALF + 2 * hidden
     return int(kept + hidden + max(attention, mlp, head))
 
 
 def seconds(shape: Shape, plan: Plan, longest: int, batch_tokens: int) -> float:
-    """What distinguishes plans in time: kernels, and attention that is computed again."""
+    """Of a step, about: the longer of sending its kernels and computing, and the copies of the head.
+
+    A matrix is used three times and a bit: forward, again before the backward pass, and for the gradient of its input.
+    """
     passes, tiles = ceil(batch_tokens / plan.tokens), ceil(min(plan.tokens, batch_tokens) / plan.tile)
-    kernels = passes * shape.layers * (LAYER_KERNELS + tiles * TILE_KERNELS)
-    kernels += ceil(batch_tokens / plan.head_tile) * HEAD_KERNELS
-    if plan.keeps_attention:
-        return kernels * SECONDS_A_KERNEL
-    again = 2 * batch_tokens * longest * shape.queries / ATTENTION_FLOPS
-    return kernels * SECONDS_A_KERNEL + shape.layers * (again + passes * LAYER_KERNELS / 4 * SECONDS_A_KERNEL)
+    kernels = passes * shape.layers * (LAYER_KERNELS * (1 if plan.keeps_attention else 1.25) + tiles * TILE_KERNELS)
+    slices = ceil(shape.vocab / vocab_slice(shape.vocab, shape.hidden)) if plan.outer == "host" else 1
+    kernels += slices * ceil(batch_tokens / plan.head_tile) * HEAD_KERNELS
+    computing = 7 * batch_tokens * shape.layers * shape.linear_weights / MATRIX_FLOPS
+    if not plan.keeps_attention:
+        computing += 2 * shape.layers * batch_tokens * longest * shape.queries / ATTENTION_FLOPS
+    copies = (2 * passes + 1) * outer_bytes(shape) / HOST_BYTES_A_SECOND if plan.outer == "host" else 0.0
+    sending = kernels * SECONDS_A_KERNEL
+    return max(sending, computing) + HIDDEN * sending + copies
 
 
 def estimated(shape: Shape, plan: Plan, allowed_bytes: int, resident: int) -> Plan:
-    """The plan with its peak and whether that is allowed."""
-    peak = resident + int(pass_bytes(shape, plan) * (1 + FRAGMENTATION))
+    """The plan with its peak and whether that is allowed; between passes all that is resident is there."""
+    during = resident - (outer_bytes(shape) if plan.outer == "host" else 0)
+    peak = max(resident, during + int(pass_bytes(shape, plan) * (1 + FRAGMENTATION)))
     return replace(plan, peak_bytes=peak, fits=peak <= allowed_bytes)
 
 
 def candidates(longest: int, batch_tokens: int) -> Iterator[Plan]:
     """All plans; of two that take as long, the simpler comes first."""
     tokens = max(longest, min(batch_tokens, MAX_TOKENS))
-    keeps: tuple[Literal["gpu", "host"], ...] = ("gpu", "host")
+    places: tuple[Literal["gpu", "host"], ...] = ("gpu", "host")
     while True:
         yield from (
-            Plan(tokens, keep, keeps_attention, tile, head_tile)
-            for keep in keeps
+            Plan(tokens, keep, keeps_attention, tile, head_tile, outer)
+            for outer in places
+            for keep in places
             for keeps_attention in (True, False)
             for tile in tiles_of(tokens)
             for head_tile in HEAD_TILES

@@ -1,5 +1,6 @@
 """The core computes what the model does, and its gradients, whatever the plan."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from pipeline.errors import ResourceError
 from stages.engines.core import Core
 from stages.engines.flat_rows import flat_completions, flat_demos
 from stages.engines.layerwise import can_go_layerwise, line_terms
+from stages.engines.logprob_head import head_terms, sliced_head_terms
 from stages.engines.models import attach_lora
+from stages.engines.outer_weights import OuterWeights, slices
 from stages.memory_plan import Plan
 from tests.test_token_budget import LOSSES, random_batch, trainer, whole_batch_gradients
 from tests.toy_model import tiny_llama
@@ -114,6 +117,53 @@ def test_log_probs_and_gradients_are_those_of_the_model_itself(family: str, plan
         assert len(terms.logps) == kept.sum()
         (terms.logps * weights[line.rows, line.columns]).sum().backward()
         assert_same(gradients(model), expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_head_in_slices_gives_what_a_whole_one_does(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    hidden, weight, targets = head(torch.float32)
+    whole = head_terms(hidden, weight, targets, temperature, 7, True)
+    monkeypatch.setattr("stages.memory_plan.SLICE_BYTES", 20 * 16 * 2)  # 97 words in slices of 20
+    assert [(start, len(part)) for start, part in slices(weight, weight.device)][-1] == (80, 17)
+    for needs_gradient in (True, False):
+        sliced = sliced_head_terms(hidden, weight, targets, temperature, 7, needs_gradient)
+        for one, other in zip(whole[:3], sliced[:3], strict=True):
+            assert torch.allclose(one.float(), other.float(), atol=1e-4)
+    sliced = sliced_head_terms(hidden, weight, targets, temperature, 7, True)
+    assert torch.allclose(sliced.direction, whole.direction, atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_slices_in_bf16_lose_no_more_than_rounding_does_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = head_terms(*head(torch.float32), 1.0, 50, True).direction
+    rounded = head_terms(*head(torch.bfloat16), 1.0, 50, True).direction
+    monkeypatch.setattr("stages.memory_plan.SLICE_BYTES", 14 * 16 * 2)  # seven slices, as of a model of 1.5B
+    sliced = sliced_head_terms(*head(torch.bfloat16), 1.0, 50, True).direction
+    losses = [float((found.float() - exact).norm()) for found in (rounded, sliced)]  # type: ignore[union-attr]
+    assert losses[1] < 1.5 * losses[0]
+
+
+def head(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, a head and targets, some of them the likeliest; the numbers are exact in bf16."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(97, 16, generator=generator).bfloat16().to(dtype)
+    targets = torch.randint(0, 97, (50,), generator=generator)
+    hidden = torch.randn(50, 16, generator=generator).bfloat16().to(dtype)
+    hidden[::3] = weight[targets[::3]]
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embedding_and_head_leave_and_come_back_as_they_were(family: str) -> None:
+    model = adapted(family).get_base_model()
+    weights = [model.model.embed_tokens.weight, model.lm_head.weight]
+    before = [weight.detach().clone() for weight in weights]
+    outer = OuterWeights(model)
+    for _ in range(2):
+        outer.leave()
+        assert outer.away_bytes == sum(w.nbytes for w in {id(w): w for w in weights}.values())
+        outer.come_back()
+        assert outer.away_bytes == 0
+    assert all(torch.equal(weight, value) for weight, value in zip(weights, before, strict=True))
 
 
 def test_gradients_of_several_passes_add_up() -> None:
@@ -229,6 +279,25 @@ def test_a_step_without_any_advantage_leaves_the_adapter_alone(tmp_path: Path) -
         assert_same(states[1], states[0])
         moved[uses_core] = states[2]
     assert_same(moved[True], moved[False])
+
+
+def test_between_passes_embedding_and_head_are_where_everybody_looks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = trainer(tmp_path, attach_lora(tiny_llama(), 4, 8), budget=40)
+    core = t.core = Core(t.model, "adamw_torch")
+    core.plan = replace(core.plan, outer="host")
+    terms, away = core.terms, []
+    monkeypatch.setattr(core, "terms", lambda *args: away.append(core.outer.away_bytes) or terms(*args))
+    batch = random_batch(0, offpolicy=False)
+    for look in (
+        lambda: t.over_ranks(t.model, partial(t._accumulate, batch=batch)),
+        lambda: t._logps_in_parts(t.model, batch),
+    ):
+        away.clear()
+        look()
+        assert away and all(away)
+        assert core.outer.away_bytes == 0
 
 
 def test_a_step_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:

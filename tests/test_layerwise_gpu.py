@@ -11,15 +11,18 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from stages.engines.flat_rows import FlatRows, flat_completions
 from stages.engines.layerwise import line_terms
 from stages.engines.models import attach_lora
+from stages.engines.outer_weights import OuterWeights
 from stages.memory_plan import Plan
 from tests.test_layerwise import SHAPE, assert_same, batch, gradients, plain
 
 pytestmark = pytest.mark.gpu
 ROWS = {name: value.to("cuda") for name, value in batch(0).items()} if torch.cuda.is_available() else {}
+SLICE_BYTES = 30 * 256 * 2  # 97 words in four slices
 PLANS = {
     "all at once": Plan(999, "gpu", True, 999, 999),
     "tiles": Plan(999, "host", True, 5, 3),
     "smallest": Plan(999, "host", False, 2, 2),
+    "head in slices": Plan(999, "host", True, 5, 3, "host"),
 }
 
 
@@ -44,11 +47,18 @@ def by_the_model(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 def by_the_core(model: Any, plan: Plan) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     line = flat_completions(**ROWS)
+    if plan.outer == "host":
+        OuterWeights(model.get_base_model()).leave()
     terms = line_terms(model, line, plan, 0.7)
     terms.logps.mean().backward()
     found = torch.zeros(9, 9, device="cuda")
     found[line.rows.cuda(), line.columns.cuda()] = terms.logps.detach()
     return found, gradients(model)
+
+
+@pytest.fixture(autouse=True)
+def _in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.memory_plan.SLICE_BYTES", SLICE_BYTES)
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)

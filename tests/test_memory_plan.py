@@ -68,6 +68,16 @@ def test_inputs_go_to_the_host_only_where_the_gpu_has_no_room_for_them() -> None
     assert [plan.keep for plan in kept] == ["host", "gpu"]
 
 
+def test_the_embedding_leaves_the_gpu_before_a_batch_is_cut_into_passes() -> None:
+    plans = {gib: make_plan(SHAPE, QLORA, int(gib * GIB), 1042, 6544) for gib in (1.7, 2.5)}
+    assert [(plan.outer, plan.tokens) for plan in plans.values()] == [("host", 6544), ("gpu", 6544)]
+
+
+def test_between_passes_the_embedding_is_there() -> None:
+    resident = resident_bytes(SHAPE, QLORA)
+    assert estimated(SHAPE, Plan(64, "host", False, 64, 64, "host"), 0, resident).peak_bytes == resident
+
+
 def test_attention_is_kept_for_long_rows_before_tiles_are_wide_and_for_short_ones_after() -> None:
     llama_8b = Shape(4096, 32, 32, 8, 128, 14336, 128256, tied=False)
     kept, wide = Plan(20000, "host", True, 1024, 512), Plan(20000, "host", False, 2048, 512)

@@ -13,6 +13,7 @@ from transformers.training_args import OptimizerNames
 from pipeline.errors import ResourceError
 from stages.engines.flat_rows import FlatRows
 from stages.engines.layerwise import LineTerms, can_go_layerwise, line_terms
+from stages.engines.outer_weights import OuterWeights
 from stages.engines.token_budget import lowered
 from stages.memory_plan import CONTEXT_BYTES, GIB, MAX_TOKENS, Plan, Setup, Shape, make_plan, resident_bytes
 
@@ -35,6 +36,7 @@ class Core:
         self.shape = Shape.of(config.to_dict())
         self.setup = Setup(rank, is_quantized, 2 if "8bit" in OptimizerNames(optim).value else 8)
         self.memory_gb, self.share = memory_gb, 1.0
+        self.outer = OuterWeights(model.get_base_model())
         self.plan = Plan(MAX_TOKENS, "gpu", True, MAX_TOKENS, MAX_TOKENS)
 
     def _gather(self, trained: list[torch.nn.Parameter]) -> None:
@@ -62,17 +64,24 @@ class Core:
 
     def end(self) -> None:
         """After gradients were added, by all processes: where none came up there is none, and no optimiser moves."""
+        self.outer.come_back()
         if not self._gradient.any():
             self.optimized["adapter"].grad = None
             for weight, _ in self._trained:
                 weight.grad = None
 
     def plan_step(self, longest: int, batch_tokens: int) -> Plan:
-        """The plan for a step whose longest row and whose rows together have so many tokens."""
+        """The plan for a step whose longest row and whose rows together have so many tokens.
+
+        The embedding and the head go where it says, until `outer.come_back`.
+        """
         if self.device.type == "cuda":
-            allowed, here = lowered(int(self._allowed() * self.share)), torch.cuda.memory_allocated(self.device)
+            allowed = lowered(int(self._allowed() * self.share))
+            here = torch.cuda.memory_allocated(self.device) + self.outer.away_bytes
             resident = max(here, resident_bytes(self.shape, self.setup))
             self.plan = make_plan(self.shape, self.setup, allowed, longest, batch_tokens, resident)
+        if self.plan.outer == "host":
+            self.outer.leave()
         return self.plan
 
     def lower(self) -> str:

@@ -101,3 +101,28 @@ def token_terms(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor
 def probabilities(logits: Tensor, at_target: Tensor, logps: Tensor, dtype: torch.dtype) -> Tensor:
     """softmax of (n, V) logits where the target's logit and log-probability are known."""
     return (logits - (at_target - logps)[:, None]).exp().to(dtype)
+
+
+@fused
+def shares(logits: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
+    """softmax of (n, S) logits whose log-sums over the whole vocabulary are known."""
+    return (logits - lse[:, None]).exp().to(dtype)
+
+
+@fused
+def joined_sums(
+    logits: Tensor, targets: Tensor, top: Tensor, total: Tensor, weighted: Tensor, at_target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What was known of slices before, (n,) each, joined with a slice of (n, S) fp32 logits: the largest logit, the sum
+    of exponentials over it, the same weighted by the logits, and the target's logit, if it is one of these S.
+    """
+    highest = torch.maximum(top, logits.amax(-1))
+    before, now = (top - highest).exp(), (logits - highest[:, None]).exp()
+    is_here = (targets >= 0) & (targets < logits.shape[1])
+    found = logits.gather(1, targets.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
+    return (
+        highest,
+        total * before + now.sum(-1),
+        weighted * before + (now * logits).sum(-1),
+        torch.where(is_here, found, at_target),
+    )

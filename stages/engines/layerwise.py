@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from stages.engines.decoder_layer import LayerPass, Line
@@ -88,8 +89,7 @@ class _Pass:
     def __init__(self, model: Any, line: FlatRows, plan: Plan, temperature: float) -> None:
         self.model, self.plan, self.temperature = model, plan, temperature
         self.pieces = line
-        weight = model.lm_head.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.dtype = model.model.norm.weight.device, model.lm_head.weight.dtype
         self.reads, self.targets = line.reads.to(self.device), line.targets.to(self.device)
         self.kept = Kept(plan.keep == "host", self.device)
 
@@ -97,7 +97,8 @@ class _Pass:
     @torch.autocast("cuda", enabled=False)
     def forward(self, needs_gradient: bool) -> tuple[LineTerms, Tensor | None]:
         decoder = self.model.model
-        hidden = decoder.embed_tokens(self.pieces.ids.to(self.device)).to(self.dtype)
+        table = decoder.embed_tokens.weight  # the host's, where the plan says so, and the head with it
+        hidden = embedding(self.pieces.ids.to(table.device), table).to(self.device, self.dtype)
         cos, sin = decoder.rotary_emb(hidden, self.pieces.positions.to(self.device)[None])
         self.line = Line(self.pieces, cos[0], sin[0], self.plan.tile)
         for layer in decoder.layers:

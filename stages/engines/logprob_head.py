@@ -5,7 +5,10 @@ pass, `d logp / d h = (W[target] - softmax W) / temperature`, times whatever num
 is kept (N × hidden numbers) and the backward pass is one multiplication: two matrix products where recomputing the
 logits needs three. The head is frozen, so nothing else has a gradient; entropies have none either.
 
-Shapes: N tokens, V vocabulary.
+A head that waits in host memory comes in slices of the vocabulary, twice: for the sums of the softmax, then for the
+directions. That is the third product again, and two copies of the head, for all of its place on the GPU.
+
+Shapes: N tokens, V vocabulary, S of it in a slice.
 """
 
 from typing import NamedTuple
@@ -13,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stages.engines.fused import probabilities, token_terms
+from stages.engines.fused import joined_sums, probabilities, shares, token_terms
+from stages.engines.outer_weights import slices
 
 
 class TokenTerms(NamedTuple):
@@ -29,6 +33,8 @@ def head_terms(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, tile: int, needs_gradient: bool
 ) -> TokenTerms:
     """See the module docstring; `tile` is how many tokens have logits at once."""
+    if weight.device != hidden.device:
+        return sliced_head_terms(hidden, weight, targets, temperature, tile, needs_gradient)
     parts = [
         _tile(hidden[i : i + tile], weight, targets[i : i + tile], temperature, needs_gradient)
         for i in range(0, len(hidden), tile)
@@ -52,8 +58,34 @@ def _tile(
     return logps, entropies, is_top1, (weight[targets] - pull) / temperature
 
 
+def sliced_head_terms(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, tile: int, needs_gradient: bool
+) -> TokenTerms:
+    """The same with a weight that is elsewhere."""
+    tiles = [slice(i, i + tile) for i in range(0, len(hidden), tile)]
+    top, at_target = (torch.full((len(hidden),), -torch.inf, device=hidden.device) for _ in range(2))
+    total, weighted = torch.zeros_like(top), torch.zeros_like(top)
+    for start, part in slices(weight, hidden.device):
+        for here in tiles:
+            logits = _in_fp32(hidden[here], part).div_(temperature)
+            before = top[here], total[here], weighted[here], at_target[here]
+            found = joined_sums(logits, targets[here] - start, *before)
+            top[here], total[here], weighted[here], at_target[here] = found
+    lse = top + total.log()
+    found = at_target - lse, lse - weighted / total, at_target >= top
+    if not needs_gradient:
+        return TokenTerms(*found, None)
+    pull = torch.zeros(hidden.shape, device=hidden.device)  # in fp32, for it is added up over the slices
+    for _, part in slices(weight, hidden.device):
+        for here in tiles:
+            logits = _in_fp32(hidden[here], part).div_(temperature)
+            pull[here] += _in_fp32(shares(logits, lse[here], weight.dtype), part.T)
+    at_targets = weight[targets.to(weight.device)].to(hidden.device)
+    return TokenTerms(*found, ((at_targets - pull) / temperature).to(weight.dtype))
+
+
 def _in_fp32(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Logits in fp32; on CUDA the product of bf16 matrices is written out in fp32, without rounding in between."""
+    """A product in fp32; on CUDA the product of bf16 matrices is written out in fp32, without rounding in between."""
     if hidden.is_cuda and hidden.dtype != torch.float32:
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
     return hidden.float() @ weight.float().T

@@ -157,6 +157,8 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
                     total += float(self.compute_loss(self._scorer(self.model), part)) * int(
                         (part["labels"][:, 1:] != -100).sum()
                     )
+        if self.core:
+            self.core.outer.come_back()
         self.model.train()
         self._metrics["eval"].clear()
         return total / num_learned
