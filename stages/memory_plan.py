@@ -51,7 +51,7 @@ SECONDS_A_KERNEL, MATRIX_FLOPS, ATTENTION_FLOPS, HOST_BYTES_A_SECOND = 70e-6, 2e
 # What sending costs where the GPU is busy longer: next to nothing.
 HIDDEN = 0.05
 # Kernels of a layer, and of each of its tiles and the head's, forward and backward.
-LAYER_KERNELS, TILE_KERNELS, HEAD_KERNELS = 100, 34, 10
+LAYER_KERNELS, TILE_KERNELS, HEAD_KERNELS = 75, 38, 10
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ class Plan:
 
 
 def resident_bytes(shape: Shape, setup: Setup) -> int:
-    """Weights, adapter, its gradient, the optimiser's moments, and cuBLAS's own memory."""
+    """Weights, adapter with a copy in bf16, its gradient, the optimiser's moments, and cuBLAS's own memory."""
     per_weight = NF4_BYTES if setup.quantized else HALF
-    adapter = shape.adapter_weights(setup.rank) * (2 * setup.adapter_bytes + setup.optimizer_bytes)
+    adapter = shape.adapter_weights(setup.rank) * (2 * setup.adapter_bytes + HALF + setup.optimizer_bytes)
     return int(shape.layers * shape.linear_weights * per_weight + outer_bytes(shape) + adapter) + WORKSPACE_BYTES
 
 
@@ -155,14 +155,14 @@ def pass_bytes(shape: Shape, plan: Plan) -> int:
     # The norm's output; queries, keys and values before and after rotation; the gradients of the output and of the
     # queries, which the kernel adds up in fp32, and of keys and values, which it writes for every query head.
     attention = hidden + out + 7 * queries + 5 * keys + (2 * queries if shape.heads != shape.kv_heads else 0)
-    attention += shape.hidden * (shape.queries + 2 * shape.keys) * HALF
+    attention_weights = 2 * shape.hidden * (shape.queries + shape.keys) * HALF
     tile = min(plan.tile, plan.tokens)
     mlp = hidden + out + tile * (5 * shape.inner + 3 * shape.hidden) * HALF + 3 * shape.hidden * shape.inner * HALF
     at_once = vocab_slice(shape.vocab, shape.hidden) if plan.outer == "host" else shape.vocab
     head = 2 * hidden + min(plan.head_tile, plan.tokens) * at_once * (SINGLE + HALF)
     if plan.outer == "host":  # a slice in use and one on its way; gradients are added up in fp32
         head += 2 * at_once * shape.hidden * HALF + 2 * hidden
-    return int(kept + hidden + max(attention, mlp, head))
+    return int(kept + hidden + max(attention_weights + attention, attention_weights + mlp, head))
 
 
 def seconds(shape: Shape, plan: Plan, longest: int, batch_tokens: int) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.training_args import OptimizerNames
@@ -14,6 +15,7 @@ from transformers.training_args import OptimizerNames
 from pipeline.errors import ResourceError
 from stages.engines.core import Core
 from stages.engines.flat_rows import flat_completions, flat_demos
+from stages.engines.layer_weights import ATTENTION, MLP, gathered, unpacked
 from stages.engines.layerwise import can_go_layerwise, line_terms
 from stages.engines.logprob_head import head_terms, sliced_head_terms
 from stages.engines.models import attach_lora
@@ -140,6 +142,43 @@ def test_slices_in_bf16_lose_no_more_than_rounding_does_anyway(monkeypatch: pyte
     sliced = sliced_head_terms(*head(torch.bfloat16), 1.0, 50, True).direction
     losses = [float((found.float() - exact).norm()) for found in (rounded, sliced)]  # type: ignore[union-attr]
     assert losses[1] < 1.5 * losses[0]
+
+
+def test_packed_weights_that_lie_together_are_unpacked_to_what_they_were() -> None:
+    model = in_4_bits()
+    before = [unpacked(part, names, torch.float32, {}) for part, names in parts_of(model)]
+    groups = gathered(model.model)
+    assert len(groups) == len(before) == 2 * len(model.model.layers)
+    for used in (groups, {}):  # the modules still see what the group does
+        for (part, names), expected in zip(parts_of(model), before, strict=True):
+            found = unpacked(part, names, torch.float32, used)
+            assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(found, expected, strict=True))
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.weight.quant_state.state2.blocksize = 128
+    assert not gathered(model.model)
+
+
+def in_4_bits() -> Any:
+    """Layers of 128 numbers: a block of 256 scales is of 16,384 weights."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_key_value_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **sizes}))
+    for part, names in parts_of(model):
+        for name in names:
+            setattr(part, name, four_bits(getattr(part, name)))
+    return model
+
+
+def four_bits(base: torch.nn.Linear) -> Linear4bit:
+    packed = Linear4bit(base.in_features, base.out_features, False, torch.float32, quant_type="nf4")
+    packed.load_state_dict(base.state_dict())
+    packed.weight = packed.weight._quantize("cpu")
+    return packed
+
+
+def parts_of(model: Any) -> list[tuple[Any, tuple[str, ...]]]:
+    return [found for layer in model.model.layers for found in ((layer.self_attn, ATTENTION), (layer.mlp, MLP))]
 
 
 def head(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers.training_args import OptimizerNames
 
 from pipeline.errors import ResourceError
+from stages.engines.decoder_layer import Prepared
 from stages.engines.flat_rows import FlatRows
+from stages.engines.layer_weights import gathered, stacks
 from stages.engines.layerwise import LineTerms, can_go_layerwise, line_terms
 from stages.engines.outer_weights import OuterWeights
 from stages.engines.token_budget import lowered
@@ -28,7 +30,7 @@ class Core:
 
     def __init__(self, model: Any, optim: str, memory_gb: float | None = None) -> None:
         config = model.config.get_text_config()
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = _in_order(model)
         rank = next(iter(model.peft_config.values())).r
         is_quantized = bool(getattr(model, "is_loaded_in_4bit", False))
         self.model, self.device = model, trained[0].device
@@ -42,17 +44,22 @@ class Core:
     def _gather(self, trained: list[torch.nn.Parameter]) -> None:
         """All weights in one, and all gradients, each a view: an optimiser has one weight and not some hundreds.
 
-        In fp32: TRL rounds a quantised model's adapter to bf16, where small steps are lost.
+        In fp32: TRL rounds a quantised model's adapter to bf16, where small steps are lost. Passes compute with a copy
+        in the model's type, made once a step.
         """
+        base = self.model.get_base_model()
         together = torch.nn.Parameter(torch.cat([weight.detach().float().flatten() for weight in trained]))
         self.optimized = torch.nn.ParameterDict({"adapter": together})
-        self._gradient, sizes = torch.zeros_like(together), [weight.numel() for weight in trained]
+        self._gradient, self._copy = torch.zeros_like(together), together.detach().to(base.lm_head.weight.dtype)
+        sizes = [weight.numel() for weight in trained]
+        parts = (whole.split(sizes) for whole in (together.detach(), self._gradient, self._copy))
         self._trained: list[tuple[torch.nn.Parameter, Tensor]] = []
-        for weight, data, gradient in zip(
-            trained, together.detach().split(sizes), self._gradient.split(sizes), strict=True
-        ):
+        copies = {}
+        for weight, data, gradient, copy in zip(trained, *parts, strict=True):
             weight.data = data.view_as(weight)
             self._trained.append((weight, gradient.view_as(weight)))
+            copies[id(weight)] = copy.view_as(weight)
+        self._prepared = Prepared(gathered(base.model), copies)
 
     def begin(self) -> None:
         """Before gradients are added: from zero, unless some are there already."""
@@ -82,6 +89,7 @@ class Core:
             self.plan = make_plan(self.shape, self.setup, allowed, longest, batch_tokens, resident)
         if self.plan.outer == "host":
             self.outer.leave()
+        self._copy.copy_(self.optimized["adapter"].detach())
         return self.plan
 
     def lower(self) -> str:
@@ -95,13 +103,22 @@ class Core:
         return f"out of GPU memory: going on with {self.share:.0%} of it"
 
     def terms(self, line: FlatRows, temperature: float = 1.0) -> LineTerms:
-        return line_terms(self.model, line, self.plan, temperature)
+        """See `line_terms`; of the adapter as it was at the last `plan_step`."""
+        return line_terms(self.model, line, self.plan, temperature, self._prepared)
 
     def _allowed(self) -> int:
         if self.memory_gb is not None:
             return int(self.memory_gb * 1e9) - CONTEXT_BYTES
         free, _ = torch.cuda.mem_get_info(self.device)
         return torch.cuda.memory_reserved(self.device) + int(free * _USABLE)
+
+
+def _in_order(model: Any) -> list[torch.nn.Parameter]:
+    """What is trained; the A of layers with the same input next to each other, so that they are one matrix."""
+    adapted = [[layer for layer in stack if hasattr(layer, "lora_A")] for stack in stacks(model.get_base_model().model)]
+    names = [(stack, side) for stack in adapted for side in ("lora_A", "lora_B")]
+    weights = [weight for stack, side in names for layer in stack for weight in getattr(layer, side).parameters()]
+    return [weight for weight in weights if weight.requires_grad]
 
 
 def core_of(model: Any, device: torch.device, optim: str, memory_gb: float | None = None) -> Core | None:

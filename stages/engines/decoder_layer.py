@@ -3,14 +3,14 @@ compute again.
 
 Kept between the passes: the layer's input and, if the plan says so, the attention's output. The backward pass
 computes the norms, queries, keys, values and the MLP's inside again; the MLP goes through in tiles, so its wide
-tensors exist for some tokens only. Each weight is unpacked once a pass.
+tensors exist for some tokens only. Each weight is unpacked once a pass (`layer_weights.py`).
 
 The model's own modules hold the weights; this computes what their `forward` does (Llama, Qwen2, Qwen3).
 Shapes: T tokens, H query heads, K key heads, D numbers a head.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from stages.engines.fused import (
     swiglu,
     swiglu_backward,
 )
-from stages.engines.projection import Projection
+from stages.engines.layer_weights import ATTENTION, MLP, Groups, unpacked
+from stages.engines.projection import Copies, Projection
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,29 @@ class _Inside:
     v: Tensor
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What is ready for a pass: packed weights that lie together, and the adapter in the type that is computed in."""
+
+    groups: Groups = field(default_factory=dict)
+    copies: Copies = field(default_factory=dict)
+
+
 class LayerPass:
     """One layer during one pass."""
 
-    def __init__(self, layer: Any, line: Line, dtype: torch.dtype) -> None:
-        self.layer, self.line, self.dtype = layer, line, dtype
+    def __init__(self, layer: Any, line: Line, dtype: torch.dtype, prepared: Prepared) -> None:
+        self.layer, self.line, self.dtype, self.prepared = layer, line, dtype, prepared
         self.attention, self.mlp = layer.self_attn, layer.mlp
         self.head_dim = self.attention.head_dim
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The layer's output, the attention's output (T, H, D) and its log-sums."""
-        out, lse = self._attended(hidden)
-        middle = self._o().forward(out.flatten(1)).add_(hidden)
-        gate_up, down = self._gate_up(), self._down()
+        qkv, o = self._projections(self.attention, ATTENTION)
+        out, lse = self._attended(hidden, qkv)
+        middle = o.forward(out.flatten(1)).add_(hidden)
+        del qkv, o
+        gate_up, down = self._projections(self.mlp, MLP)
         for tile in self._tiles(middle):
             wide = gate_up.forward(self._norm(self.layer.post_attention_layernorm, tile))
             tile.add_(down.forward(swiglu(wide)))
@@ -70,14 +81,12 @@ class LayerPass:
 
     def backward(self, d_hidden: Tensor, hidden: Tensor, kept: tuple[Tensor, Tensor] | None) -> Tensor:
         """Gradient of the layer's input; `d_hidden` is overwritten. `kept`: the attention's output and log-sums."""
-        out, lse = kept or self._attended(hidden)
-        o = self._o()
+        qkv, o = self._projections(self.attention, ATTENTION)
+        out, lse = kept or self._attended(hidden, qkv)
         middle = o.forward(out.flatten(1)).add_(hidden)
         self._mlp_backward(d_hidden, middle)
         del middle
         d_out = o.backward(d_hidden, out.flatten(1)).reshape(out.shape)
-        del o
-        qkv = self._qkv()
         inside = self._inside(hidden, qkv)
         d_heads = self._attention_backward(d_out, out, lse, inside)
         del d_out, out, lse
@@ -85,13 +94,13 @@ class LayerPass:
         norm = self.layer.input_layernorm
         return rms_norm_backward_add(d_normed, hidden, norm.weight, norm.variance_epsilon, d_hidden)
 
-    def _attended(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        inside = self._inside(hidden, self._qkv())
+    def _attended(self, hidden: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
+        inside = self._inside(hidden, qkv)
         return attend(inside.q, inside.k, inside.v, self.line.pieces)
 
     def _mlp_backward(self, d_hidden: Tensor, middle: Tensor) -> None:
         """Turns the gradient of the layer's output into that of the MLP's input, in place."""
-        gate_up, down = self._gate_up(), self._down()
+        gate_up, down = self._projections(self.mlp, MLP)
         norm = self.layer.post_attention_layernorm
         for d_tile, tile in zip(self._tiles(d_hidden), self._tiles(middle), strict=True):
             normed = self._norm(norm, tile)
@@ -127,17 +136,12 @@ class LayerPass:
     def _num_heads(self) -> tuple[int, int]:
         return self.attention.q_proj.out_features // self.head_dim, self.attention.k_proj.out_features // self.head_dim
 
-    def _qkv(self) -> Projection:
-        return Projection([self.attention.q_proj, self.attention.k_proj, self.attention.v_proj], self.dtype)
-
-    def _o(self) -> Projection:
-        return Projection([self.attention.o_proj], self.dtype)
-
-    def _gate_up(self) -> Projection:
-        return Projection([self.mlp.gate_proj, self.mlp.up_proj], self.dtype)
-
-    def _down(self) -> Projection:
-        return Projection([self.mlp.down_proj], self.dtype)
+    def _projections(self, part: Any, names: Sequence[str]) -> tuple[Projection, Projection]:
+        """Of all layers of the attention or the MLP but the last, which read the same input, and of the last."""
+        joined, last = unpacked(part, names, self.dtype, self.prepared.groups)
+        layers = [getattr(part, name) for name in names]
+        copies = self.prepared.copies
+        return Projection(layers[:-1], joined, copies), Projection(layers[-1:], last, copies)
 
     def _norm(self, norm: Any, x: Tensor) -> Tensor:
         return rms_norm(x, norm.weight, norm.variance_epsilon)

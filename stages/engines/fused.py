@@ -104,6 +104,12 @@ def probabilities(logits: Tensor, at_target: Tensor, logps: Tensor, dtype: torch
 
 
 @fused
+def restored_scales(scales: Tensor, sizes: Tensor, offsets: Tensor, code: Tensor) -> Tensor:
+    """Of 4-bit weights, out of 8 bits: (n, 256) places in `code`, with a size and an offset for each row."""
+    return code[scales.int()] * sizes[:, None] + offsets[:, None]
+
+
+@fused
 def shares(logits: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
     """softmax of (n, S) logits whose log-sums over the whole vocabulary are known."""
     return (logits - lse[:, None]).exp().to(dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from stages.engines.decoder_layer import LayerPass, Line
+from stages.engines.decoder_layer import LayerPass, Line, Prepared
 from stages.engines.flat_rows import FlatRows
 from stages.engines.fused import rms_norm, rms_norm_backward
 from stages.engines.kept import Kept
@@ -24,6 +24,7 @@ from stages.engines.logprob_head import head_terms
 from stages.engines.projection import is_plain
 from stages.memory_plan import Plan
 
+NOTHING = Prepared()
 FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
 
@@ -56,13 +57,16 @@ def can_go_layerwise(model: Any) -> bool:
     )
 
 
-def line_terms(model: Any, line: FlatRows, plan: Plan, temperature: float = 1.0) -> LineTerms:
+def line_terms(
+    model: Any, line: FlatRows, plan: Plan, temperature: float = 1.0, prepared: Prepared = NOTHING
+) -> LineTerms:
     """Log-probabilities, entropies and top-1 hits of the tokens a line predicts."""
+    options = model.get_base_model(), line, plan, temperature, prepared
     trained = next((p for p in model.parameters() if p.requires_grad), None)
     if trained is None or not torch.is_grad_enabled():
-        terms, _ = _Pass(model.get_base_model(), line, plan, temperature).forward(needs_gradient=False)
+        terms, _ = _Pass(*options).forward(needs_gradient=False)
         return terms
-    return LineTerms(*_LineTerms.apply(trained, model.get_base_model(), line, plan, temperature))
+    return LineTerms(*_LineTerms.apply(trained, *options))
 
 
 class _LineTerms(torch.autograd.Function):
@@ -80,14 +84,14 @@ class _LineTerms(torch.autograd.Function):
         run, direction = ctx.run, ctx.direction
         ctx.run = ctx.direction = None  # a second backward would find the kept tensors gone
         run.backward(d_logps, direction)
-        return None, None, None, None, None
+        return (None,) * 6
 
 
 class _Pass:
     """One line on its way through the model and back."""
 
-    def __init__(self, model: Any, line: FlatRows, plan: Plan, temperature: float) -> None:
-        self.model, self.plan, self.temperature = model, plan, temperature
+    def __init__(self, model: Any, line: FlatRows, plan: Plan, temperature: float, prepared: Prepared) -> None:
+        self.model, self.plan, self.temperature, self.prepared = model, plan, temperature, prepared
         self.pieces = line
         self.device, self.dtype = model.model.norm.weight.device, model.lm_head.weight.dtype
         self.reads, self.targets = line.reads.to(self.device), line.targets.to(self.device)
@@ -102,7 +106,7 @@ class _Pass:
         cos, sin = decoder.rotary_emb(hidden, self.pieces.positions.to(self.device)[None])
         self.line = Line(self.pieces, cos[0], sin[0], self.plan.tile)
         for layer in decoder.layers:
-            following, out, lse = LayerPass(layer, self.line, self.dtype).forward(hidden)
+            following, out, lse = LayerPass(layer, self.line, self.dtype, self.prepared).forward(hidden)
             if needs_gradient:
                 self.kept.put(*((hidden, out, lse) if self.plan.keeps_attention else (hidden,)))
             hidden = following
@@ -130,4 +134,4 @@ class _Pass:
         for layer in reversed(decoder.layers):
             hidden, *attention = self.kept.take()
             kept = (attention[0], attention[1]) if attention else None
-            d_hidden = LayerPass(layer, self.line, self.dtype).backward(d_hidden, hidden, kept)
+            d_hidden = LayerPass(layer, self.line, self.dtype, self.prepared).backward(d_hidden, hidden, kept)

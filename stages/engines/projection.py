@@ -1,11 +1,10 @@
 """Linear layers that read the same input, frozen, each with its LoRA: one matrix product for all of them.
 
 PEFT computes `x Wᵀ + s (x Aᵀ) Bᵀ` layer by layer and unpacks 4-bit weights for each micro-batch. Here the weights of
-the layers that share an input are unpacked once for a pass, one below the other, and the adapters' matrices side by
-side, so that few large products give the outputs of all, and few their gradients:
+the layers that share an input are one matrix, and so are their A:
 
-    forward    x Wᵀ + (x Aᵀ) (s B)ᵀ
-    backward   dy W + (dy s B) A,   (dy s B)ᵀ x for A,   dyᵀ (x Aᵀ) for B
+    forward    x Wᵀ + s (x Aᵀ) Bᵀ
+    backward   dy W + (s dy B) A,   (s dy B)ᵀ x for A,   s dyᵀ (x Aᵀ) for B
 
 Only the adapter's small matrices get a gradient. The weights stay apart from the adapter, so nothing is rounded that
 PEFT does not round.
@@ -13,80 +12,102 @@ PEFT does not round.
 Shapes: T tokens, I inputs, O outputs of all layers together, R ranks of all adapters together.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.engines.layer_weights import base_of
+
+Copies = Mapping[int, Tensor]
+"""Weights of adapters in the type that is computed in, by the id of the parameter; what is not there is cast anew."""
+
 
 @dataclass(frozen=True)
 class _Part:
-    """One layer of a projection: its rows of the output, its columns of the low-rank terms, its adapter."""
+    """One adapter of a projection: its rows of the output, its columns of the low-rank terms."""
 
     rows: slice
     columns: slice
     scaling: float
-    a: Tensor | None
-    b: Tensor | None
+    a: Tensor
+    b: Tensor
+    up: Tensor
+    """B as it is computed with."""
 
 
 class Projection:
-    """See the module docstring. Lives for one pass over one layer."""
+    """See the module docstring. Lives for one pass over one layer. `weight` is that of all `layers`, (O, I)."""
 
-    def __init__(self, layers: list[Any], dtype: torch.dtype) -> None:
-        adapters = [_adapter(layer) for layer in layers]
-        num_inputs, device = layers[0].in_features, _base(layers[0]).weight.device
-        num_outputs = sum(layer.out_features for layer in layers)
-        downs = [a.detach() for a, _, _ in adapters if a is not None]
-        self.down = torch.cat(downs).to(dtype) if downs else None
-        self.weight = torch.empty(num_outputs, num_inputs, dtype=dtype, device=device)
-        self.up = torch.zeros(num_outputs, sum(map(len, downs)), dtype=dtype, device=device)
+    def __init__(self, layers: Sequence[Any], weight: Tensor, copies: Copies) -> None:
+        self.weight, self.bias = weight, _bias(layers, weight.dtype)
         self.parts: list[_Part] = []
+        downs: list[Tensor] = []
         row = column = 0
-        for layer, (a, b, scaling) in zip(layers, adapters, strict=True):
-            rank = 0 if a is None else a.shape[0]
-            part = _Part(slice(row, row + layer.out_features), slice(column, column + rank), scaling, a, b)
-            unpack(layer, self.weight[part.rows])
-            if b is not None:
-                torch.mul(b.detach(), scaling, out=self.up[part.rows, part.columns])
-            self.parts.append(part)
-            row, column = row + layer.out_features, column + rank
-        self.bias = _bias(layers, dtype)
+        for layer in layers:
+            if found := _adapter(layer):
+                a, b, scaling = found
+                down, up = (copies.get(id(w), w.detach()).to(weight.dtype) for w in (a, b))
+                rows, columns = slice(row, row + layer.out_features), slice(column, column + len(a))
+                self.parts.append(_Part(rows, columns, scaling, a, b, up))
+                downs.append(down)
+                column += len(a)
+            row += layer.out_features
+        self.down = stacked(downs) if downs else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, I) to (T, O)."""
         found = F.linear(x, self.weight, self.bias)
-        return found if self.down is None else found.addmm_(x @ self.down.T, self.up.T)
+        if self.down is not None:
+            low = x @ self.down.T
+            for part in self.parts:
+                found[:, part.rows].addmm_(low[:, part.columns], part.up.T, alpha=part.scaling)
+        return found
 
     def backward(self, dy: Tensor, x: Tensor) -> Tensor:
         """Gradient of `x`, (T, I); adds to the gradients of the adapters."""
         dx = dy @ self.weight
         if self.down is None:
             return dx
-        d_low = dy @ self.up
-        d_downs, d_ups = d_low.T @ x, dy.T @ (x @ self.down.T)
+        d_low = dy.new_empty(len(dy), len(self.down))
         for part in self.parts:
-            if part.a is not None and part.b is not None and part.a.requires_grad:
-                _add_gradient(part.a, d_downs[part.columns], 1.0)
-                _add_gradient(part.b, d_ups[part.rows, part.columns], part.scaling)
+            here = d_low[:, part.columns]
+            torch.addmm(here, dy[:, part.rows], part.up, beta=0, alpha=part.scaling, out=here)
+        if self.parts[0].a.requires_grad:
+            low = x @ self.down.T
+            add_stacked([_gradient(part.a) for part in self.parts], d_low.T @ x)
+            for part in self.parts:
+                _gradient(part.b).add_(dy[:, part.rows].T @ low[:, part.columns], alpha=part.scaling)
         return dx.addmm_(d_low, self.down)
 
 
-def unpack(layer: Any, into: Tensor) -> None:
-    """The frozen weight of a layer, out of its 4 bits."""
-    weight = _base(layer).weight
-    state = getattr(weight, "quant_state", None)
-    if state is None:
-        into.copy_(weight.detach())
-        return
-    from bitsandbytes.functional import dequantize_4bit
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Matrices one below the other; without a copy where they lie so in memory."""
+    if not _are_adjacent(parts):
+        return torch.cat(list(parts))
+    rows, width = sum(map(len, parts)), parts[0].shape[1]
+    return parts[0].as_strided((rows, width), (width, 1))
 
-    if state.dtype == into.dtype:
-        dequantize_4bit(weight.data, state, out=into)
-    else:
-        into.copy_(dequantize_4bit(weight.data, state))
+
+def add_stacked(parts: Sequence[Tensor], value: Tensor) -> None:
+    """Adds to matrices what belongs to them of a matrix as high as all of them."""
+    if _are_adjacent(parts):
+        stacked(parts).add_(value)
+        return
+    for part, own in zip(parts, value.split([len(part) for part in parts]), strict=True):
+        part.add_(own)
+
+
+def _are_adjacent(parts: Sequence[Tensor]) -> bool:
+    return all(part.is_contiguous() for part in parts) and all(
+        one.data_ptr() + one.nbytes == two.data_ptr()
+        and one.untyped_storage().data_ptr() == two.untyped_storage().data_ptr()
+        for one, two in pairwise(parts)
+    )
 
 
 def is_plain(layer: Any) -> bool:
@@ -102,22 +123,18 @@ def is_plain(layer: Any) -> bool:
     return len(names) <= 1 and not layer.merged and not has_dropout and plain_variant
 
 
-def _base(layer: Any) -> Any:
-    return layer.get_base_layer() if hasattr(layer, "lora_A") else layer
-
-
-def _adapter(layer: Any) -> tuple[Tensor | None, Tensor | None, float]:
+def _adapter(layer: Any) -> tuple[Tensor, Tensor, float] | None:
     """A, B and the scaling of the adapter in use; None where there is none, or it is switched off."""
     if not hasattr(layer, "lora_A") or layer.disable_adapters:
-        return None, None, 0.0
+        return None
     [name] = layer.active_adapters
     if name not in layer.lora_A:
-        return None, None, 0.0
+        return None
     return layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
 
 
-def _bias(layers: list[Any], dtype: torch.dtype) -> Tensor | None:
-    bases = [_base(layer) for layer in layers]
+def _bias(layers: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
+    bases = [base_of(layer) for layer in layers]
     if all(base.bias is None for base in bases):
         return None
     return torch.cat(
@@ -125,7 +142,7 @@ def _bias(layers: list[Any], dtype: torch.dtype) -> Tensor | None:
     ).to(dtype)
 
 
-def _add_gradient(parameter: Tensor, gradient: Tensor, scale: float) -> None:
+def _gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad.add_(gradient, alpha=scale)
+    return parameter.grad
