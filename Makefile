@@ -101,7 +101,7 @@ show: setup  ## the resolved configuration as YAML
 report: setup  ## write a run's report and model cards again: RUN=r1-zero-mini
 	$(R1) report $(or $(RUN),$(RECIPE)-$(SCALE))
 
-pack: setup  ## a run as one file for another machine: RUN=r1-zero-mini (FILE=…)
+pack: setup  ## a run, at work or not, as one file: RUN=r1-zero-mini (FILE=…)
 	$(R1) pack $(or $(RUN),$(RECIPE)-$(SCALE)) $(if $(FILE),--file '$(FILE)')
 
 unpack: setup  ## put a packed run into runs/: FILE=r1-zero-mini.tar.gz

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe_verbs(add)
     add("report", _report, "write a run's report and model cards again").add_argument("run")
     add("verify", _verify, "compare every finished file of a run with its checksum").add_argument("run")
-    pack = add("pack", _pack, "one file to take a run to another machine")
+    pack = add("pack", _pack, "one file to take a run to another machine, also while it is at work")
     pack.add_argument("run")
     pack.add_argument("--file", help="default RUN.tar.gz")
     add("unpack", _unpack, "put a packed run into runs/ and merge its weights again").add_argument("file")
@@ -298,13 +298,10 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from pipeline.lock import run_lock
     from pipeline.pack import pack
     from pipeline.places import runs_folder
 
-    folder = runs_folder() / arguments.run
-    with run_lock(folder) if folder.is_dir() else nullcontext():
-        archive = pack(folder, Path(arguments.file or f"{arguments.run}.tar.gz"))
+    archive = pack(runs_folder() / arguments.run, Path(arguments.file or f"{arguments.run}.tar.gz"))
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB; there: make unpack FILE={archive.name}")
 
 

@@ -42,6 +42,11 @@ def stage_lock(run_dir: Path, stage: str) -> AbstractContextManager[None]:
     return _locked(run_dir / f".{stage}.lock", f"stage {stage} of run '{run_dir.name}'")
 
 
+def pack_lock(run_dir: Path) -> AbstractContextManager[None]:
+    """One packing of a run, which may be at work meanwhile; no `.lock` that a run would wait for."""
+    return _locked(run_dir / ".packing", f"the packing of run '{run_dir.name}'")
+
+
 @contextmanager
 def _locked(path: Path, what: str, patience_s: float = 0.0) -> Iterator[None]:
     """Holds the lock in the file `path`; a ResourceError that says who has it when it is not free in time."""
@@ -70,7 +75,7 @@ def _acquire(file: IO[str], what: str, deadline: float) -> None:
                 _log.warning("waiting: %s is still at work in %s", what, _holder(file))
                 said = True
             if time.monotonic() >= deadline:
-                hint = "wait for it, or start another with RUN=another-name"
+                hint = "wait for it, or name another run: RUN=another-name"
                 raise ResourceError(f"{what} is at work in {_holder(file)}", hint=hint) from None
         except OSError as error:
             hint = "keep the runs on a disk of this machine with R1_RUNS=FOLDER"

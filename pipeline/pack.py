@@ -4,6 +4,10 @@
 adapter beside them, and all but the newest whole training checkpoint of a stage that is not done. `unpack` puts the
 archive into `runs/` and merges again, the earliest stage first; then the same command goes on where it stopped.
 
+The run may be at work meanwhile. What is packed is the run of one moment: finished files and the checkpoint do not
+change, and are held open, so that they can be read after the run has deleted or renamed them; of files that still
+grow a copy is made first. The checkpoint comes before the curves, so these reach at least as far; a resume cuts them.
+
 Merging again on the same kind of processor gives the same bytes. Elsewhere a sum may round differently in its last
 bit; the manifest then says so under `merged_again` and records the new checksum. What the weights rest on (the base,
 another run named by `run:`) must be on the new machine.
@@ -12,18 +16,23 @@ another run named by `run:`) must be on the new machine.
 """
 
 import gzip
+import os
 import re
+import resource
+import shutil
 import tarfile
+import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO, Any
 
-from pipeline.artifact import checkpoints_in, damage, newest_checkpoint, read_json, sha256, write_json
-from pipeline.durable import MANIFEST, rename, whole_file
-from pipeline.errors import ArtifactError
+from pipeline.artifact import checkpoints_in, damage, newest_checkpoint, read_json, read_manifest, sha256, write_json
+from pipeline.durable import MANIFEST, is_temporary, rename, whole_file
+from pipeline.errors import ArtifactError, ResourceError
+from pipeline.lock import RETRY_S, pack_lock
 from pipeline.provenance import hardware
 from pipeline.recipe import build_stage
 from pipeline.stage import Inputs
@@ -32,32 +41,88 @@ from stages import STAGES
 
 ADAPTER = "adapter/adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
+TRIES = 20
+_IN_CHECKPOINT = re.compile(r"checkpoints/checkpoint-\d+/")
 
 
 def pack(run_dir: Path, archive: Path) -> Path:
     """Writes the run to `archive` (.tar.gz), whole or not at all; ArtifactError when there is no such run."""
     if not (run_dir / "recipe.json").is_file():
         raise ArtifactError(f"there is no run at {run_dir}", hint="name one with RUN=…")
-    left_out = set(_left_out(run_dir))
-    with (
-        whole_file(archive, "wb") as file,
-        tarfile.open(fileobj=file, mode="w:gz", compresslevel=1, dereference=True) as tar,
-    ):
-        for path in sorted(run_dir.rglob("*")):
-            inside = path.relative_to(run_dir)
-            if path.is_file() and not inside.parts[0].startswith(".") and not left_out & {path, *path.parents}:
-                tar.add(path, Path(run_dir.name, inside))
+    with pack_lock(run_dir), whole_file(archive, "wb") as file, ExitStack() as held:
+        files = _at_one_moment(run_dir, archive.parent, held)
+        with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1, dereference=True) as tar:
+            for path, content in files.items():
+                inside = Path(run_dir.name, path.relative_to(run_dir))
+                tar.addfile(tar.gettarinfo(arcname=str(inside), fileobj=content), content)
     return archive
 
 
-def _left_out(run_dir: Path) -> Iterator[Path]:
-    """Weights that can be merged again, and old training checkpoints."""
-    for folder in run_dir.iterdir():
-        if (folder / MANIFEST).is_file() and (folder / ADAPTER).is_file():
-            yield folder / WEIGHTS
-        if (checkpoints := folder / "checkpoints").is_dir():
-            newest, _ = newest_checkpoint(checkpoints)
-            yield from (path for path in checkpoints_in(checkpoints) if path != newest)
+def _at_one_moment(run_dir: Path, room: Path, held: ExitStack) -> dict[Path, IO[bytes]]:
+    """Every file to pack, open; begins again when the run has moved one meanwhile."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # a data set may have thousands of shards
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for _ in range(TRIES):
+        with ExitStack() as attempt, suppress(FileNotFoundError, ArtifactError):
+            before = _folders(run_dir)
+            files = {path: attempt.enter_context(_open(path, fixed, room)) for path, fixed in _to_pack(run_dir)}
+            if _folders(run_dir) == before:
+                held.enter_context(attempt.pop_all())
+                return files
+        time.sleep(RETRY_S)
+    raise ResourceError(f"run '{run_dir.name}' changed {TRIES} times while it was packed", hint="pack it again")
+
+
+def _folders(run_dir: Path) -> set[tuple[str, int]]:
+    """The folders of a run and what tells one from another of the same name."""
+    return {(path.name, path.stat().st_ino) for path in run_dir.iterdir() if path.is_dir()}
+
+
+@contextmanager
+def _open(path: Path, is_fixed: bool, room: Path) -> Iterator[IO[bytes]]:
+    """The file, or where it may still change a copy in `room` that has no name: nothing of it can stay there."""
+    with path.open("rb") as file, nullcontext(file) if is_fixed else TemporaryFile(dir=room) as held:
+        if not is_fixed:
+            os.fchmod(held.fileno(), os.fstat(file.fileno()).st_mode)
+            shutil.copyfileobj(file, held)
+            held.seek(0)
+            file.close()  # for the system counts open files
+        yield held
+
+
+def _to_pack(run_dir: Path) -> Iterator[tuple[Path, bool]]:
+    """What is packed, and whether it stays as it is; each file must be opened before the next is asked for."""
+    for path in sorted(run_dir.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            yield from _of_folder(path)
+        elif path.is_file() and not path.name.startswith("."):
+            yield path, False
+
+
+def _of_folder(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """The same of the folder of a stage, its newest whole checkpoint first."""
+    for path in _newest_files(folder / "checkpoints"):
+        yield path, True
+    is_sealed = (folder / MANIFEST).is_file()  # checkpoints go after that: asked before, it could have neither
+    is_final = is_sealed and "." not in folder.name
+    is_half_written = not is_sealed and folder.suffix == ".partial"
+    is_made_again = (folder / ADAPTER).is_file() if is_final else is_half_written
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).as_posix()
+        left_out = _IN_CHECKPOINT.match(inside) or (is_made_again and inside == WEIGHTS)
+        if path.is_file() and not is_temporary(path) and not left_out:
+            yield path, is_sealed
+
+
+def _newest_files(checkpoints: Path) -> list[Path]:
+    """The files of the newest whole checkpoint; FileNotFoundError when all there were went while it looked."""
+    newest, torn = newest_checkpoint(checkpoints)
+    if newest:
+        return [newest / MANIFEST, *map(newest.joinpath, read_manifest(newest)["files"])]
+    if set(torn) != set(checkpoints_in(checkpoints)):
+        raise FileNotFoundError(checkpoints)
+    return []
 
 
 def unpack(archive: Path, runs: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Three toy stages that make a data set, a checkpoint and metrics in milliseconds; as a script, the CLI with them."""
+"""Toy stages that make a data set, checkpoints and metrics in milliseconds; as a script, the CLI with them."""
 
 import json
 import os
@@ -63,6 +63,42 @@ class Sum(Stage):
         return {"total": total}
 
 
+class Climb(Stage):
+    """Trains one number, with curves and checkpoints as a trainer has them."""
+
+    kind: ClassVar[str] = "climb"
+    makes: ClassVar[str] = CHECKPOINT
+    max_steps: int = 40
+    save_steps: Runtime[int] = 1
+    pause_s: Runtime[float] = 0.0
+
+    def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
+        from stages.engines import checkpoints
+
+        newest = checkpoints.newest_whole(work.checkpoints)
+        begun_at = checkpoints.step_of(newest) if newest else 0
+        number = int((newest / "number").read_text()) if newest else self.seed
+        work.rewind(begun_at)
+        for step in range(begun_at + 1, self.max_steps + 1):
+            number = (31 * number + step) % 1_000_003
+            work.log(step, {"number": number})
+            if step % self.save_steps == 0:
+                save_number(checkpoints.folder_of(work.checkpoints, step), number)
+            work.progress(step, self.max_steps)
+            time.sleep(self.pause_s)
+        work.write_json("config.json", {"number": number})
+        return {"begun_at": begun_at}
+
+
+def save_number(checkpoint: Path, number: int) -> None:
+    """A checkpoint of a Climb; the third is rotated away."""
+    from stages.engines.checkpoints import in_the_making
+
+    with in_the_making(checkpoint):
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "number").write_text(str(number))
+
+
 class Look(Stage):
     """Metrics of a checkpoint."""
 
@@ -77,7 +113,7 @@ class Look(Stage):
         return metrics
 
 
-TOYS = {cls.kind: cls for cls in (Count, Sum, Look)}
+TOYS = {cls.kind: cls for cls in (Count, Sum, Climb, Look)}
 
 
 def _jump(seconds: float) -> None:
