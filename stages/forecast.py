@@ -110,6 +110,8 @@ def forecast(stage: Stage, shape: Shape, device: Device) -> Forecast | None:
     weights, adapter, optimiser = _held(stage, shape, device)
     cache, least_cache = _cache(stage, shape, device) if isinstance(stage, SamplingStage) else (0.0, 0.0)
     allowed = min(device.allowed_bytes(uses_vllm(stage, device)), _told(stage))
+    copied = _copied(stage, shape, device)
+    cache += copied if copied <= (allowed - weights - adapter - optimiser) / 2 else 0.0
     tokens, activations, least = 0, 0.0, 0.0
     if isinstance(stage, TrainingStage):
         tokens, activations = _planned(stage, shape, device, allowed - weights - adapter - optimiser)
@@ -219,6 +221,13 @@ def _cache(stage: SamplingStage, shape: Shape, device: Device) -> tuple[float, f
         return stage.vllm.gpu_memory_utilization * device.total_bytes, least
     group = row * _group(stage)
     return float(each * max(group, min(CACHED_TOKENS, group * _num_problems(stage)))), float(each * group)
+
+
+def _copied(stage: Stage, shape: Shape, device: Device) -> float:
+    """Bytes of the plain copy that is sampled from (`stages/engines/plain_copy.py`); it is made where there is room."""
+    if not isinstance(stage, GRPO) or stage.lora is None or stage.sampler == "vllm_server" or uses_vllm(stage, device):
+        return 0.0
+    return float(device.bytes_per_number * shape.layers * shape.linear_weights)
 
 
 def _group(stage: Stage) -> int:

@@ -8,7 +8,7 @@ import torch
 from pipeline.errors import ResourceError
 from pipeline.stage import ModelSource
 from stages.engines.models import load_model
-from stages.engines.samplers import Sampler, TransformersSampler
+from stages.engines.samplers import Sampler, TrainingSampler, TransformersSampler
 
 if TYPE_CHECKING:
     from stages.sampling import SamplingStage
@@ -39,7 +39,9 @@ def open_sampler(
     """The engine a stage samples with. `model` is the model in training, if there is one."""
     engine = choose_engine(stage.sampler, device)
     if engine == "transformers":
-        return TransformersSampler(model if model is not None else load_model(source, device=device), tokenizer)
+        if model is not None:
+            return TrainingSampler(model, tokenizer, getattr(stage, "memory_gb", None))
+        return TransformersSampler(load_model(source, device=device), tokenizer)
     from stages.engines import vllm_sampler
 
     if engine == "vllm_server":

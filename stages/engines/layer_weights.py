@@ -104,7 +104,7 @@ def unpacked(part: Any, names: Sequence[str], dtype: torch.dtype, groups: Groups
         group.unpack(flat)
     else:
         for layer, place in zip(layers, flat.split(sizes), strict=True):
-            _unpack(layer, place.view(layer.out_features, layer.in_features))
+            unpack(layer, place.view(layer.out_features, layer.in_features))
     joined, last = flat.split([sum(sizes[:-1]), sizes[-1]])
     return joined.view(-1, layers[0].in_features), last.view(-1, layers[-1].in_features)
 
@@ -114,7 +114,8 @@ def base_of(layer: Any) -> Any:
     return layer.get_base_layer() if hasattr(layer, "lora_A") else layer
 
 
-def _unpack(layer: Any, into: Tensor) -> None:
+def unpack(layer: Any, into: Tensor) -> None:
+    """The frozen weight of one layer, out of its 4 bits."""
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
         into.copy_(layer.weight.detach())

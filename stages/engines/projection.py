@@ -49,7 +49,7 @@ class Projection:
         downs: list[Tensor] = []
         row = column = 0
         for layer in layers:
-            if found := _adapter(layer):
+            if found := adapter_of(layer):
                 a, b, scaling = found
                 down, up = (copies.get(id(w), w.detach()).to(weight.dtype) for w in (a, b))
                 rows, columns = slice(row, row + layer.out_features), slice(column, column + len(a))
@@ -123,7 +123,7 @@ def is_plain(layer: Any) -> bool:
     return len(names) <= 1 and not layer.merged and not has_dropout and plain_variant
 
 
-def _adapter(layer: Any) -> tuple[Tensor, Tensor, float] | None:
+def adapter_of(layer: Any) -> tuple[Tensor, Tensor, float] | None:
     """A, B and the scaling of the adapter in use; None where there is none, or it is switched off."""
     if not hasattr(layer, "lora_A") or layer.disable_adapters:
         return None

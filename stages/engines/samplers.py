@@ -1,8 +1,9 @@
 """Samplers: prompts in, sampled responses out.
 
-Three engines behind one method, `Sampler.generate(prompts, n, sampling)`:
+Four engines behind one method, `Sampler.generate(prompts, n, sampling)`:
 
-    TransformersSampler   the live training model itself; works everywhere, the default without CUDA
+    TransformersSampler   a transformers model in this process; works everywhere, the default without CUDA
+    TrainingSampler       the same for the model in training, from a plain copy of it (`plain_copy.py`)
     VllmSampler           vLLM in the same process, fed the LoRA adapter of each step (`vllm_sampler.py`)
     ServerSampler         a `vllm serve` process somewhere (`vllm_sampler.py`)
 
@@ -26,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.engines.decoding import decoder_for
 from stages.engines.models import end_tokens
+from stages.engines.plain_copy import PlainCopy, can_be_plain, has_room
 from stages.engines.token_budget import lowered
 
 Progress = Callable[[int, int], None]
@@ -176,6 +178,35 @@ class TransformersSampler:
         rows = [(tokens[:length], logprobs[:length], cut) for tokens, logprobs, length, cut in table]
         texts = decode_texts(self.tokenizer, [tokens for tokens, _, _ in rows], ends, stop)
         return [Completion(tokens, text, cut, lp) for (tokens, lp, cut), text in zip(rows, texts, strict=True)]
+
+
+class TrainingSampler(TransformersSampler):
+    """Samples from a model in training, by a plain copy of it where it can have one and there is room."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, memory_gb: float | None = None) -> None:
+        super().__init__(model, tokenizer)
+        self.memory_gb = memory_gb
+        self._take(model)
+        # In bf16 the copy is rounded where the model in training is not.
+        self.trained_elsewhere = self._copy is not None and model.dtype != torch.float32
+
+    def sync(self, model: Any, step: int) -> None:
+        """Samples from the weights as they are now."""
+        if model is not self._trained:
+            self._take(model)
+        if self._copy and has_room(self._copy.num_missing_bytes, model.device, self.memory_gb):
+            self._copy.fill()
+            self.model = self._copy.model
+
+    def sleep(self) -> None:
+        """A GPU's memory is wanted for training; on a CPU the copy stays where it is."""
+        if self._copy and self._trained.device.type == "cuda":
+            self._copy.drop()
+            self.model = self._trained
+
+    def _take(self, model: Any) -> None:
+        self.model = self._trained = model
+        self._copy = PlainCopy(model) if can_be_plain(model) else None
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, uniforms_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

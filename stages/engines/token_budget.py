@@ -162,7 +162,7 @@ def automatic_budget(model: Any, device: torch.device, checkpointing: bool) -> i
     bytes_per_number = 2 if device.type == "cuda" else 4
     needed = bytes_per_token(hidden, inner, config.num_hidden_layers, checkpointing, bytes_per_number)
     if device.type != "cuda":
-        return lowered(max(256, min(CPU_TOKENS, int(_memory_bytes() * 0.1) // needed)))
+        return lowered(max(256, min(CPU_TOKENS, int(machine_bytes() * 0.1) // needed)))
     free, _ = torch.cuda.mem_get_info(device)
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     room = free + reusable - fused_head_bytes(config.vocab_size)
@@ -174,5 +174,5 @@ def lowered(token_budget: int) -> int:
     return max(1, int(token_budget * float(os.environ.get("R1_TOKEN_SHARE", 1))))
 
 
-def _memory_bytes() -> int:
+def machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

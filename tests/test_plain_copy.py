@@ -1,0 +1,83 @@
+"""The plain copy that is sampled from says what the model in training does, and leaves it alone."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from stages.engines.models import attach_lora
+from stages.engines.plain_copy import PlainCopy, can_be_plain, has_room
+from stages.engines.samplers import Sampling, TrainingSampler, TransformersSampler
+from tests.test_layerwise import FAMILIES, adapted, in_4_bits
+from tests.test_samplers import PROMPTS, byte_tokenizer
+from tests.toy_model import tiny_llama
+
+IDS = torch.arange(1, 25).view(2, 12)
+
+
+def moved(model: Any, seed: int) -> Any:
+    """The model with another adapter."""
+    torch.manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.2)
+    return model
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_logits_are_those_of_the_model_after_every_update(family: str, targets: Any) -> None:
+    model = adapted(family, target_modules=targets)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "lora_" not in name}
+    plain = PlainCopy(model)
+    for seed in range(2):
+        moved(model, seed)
+        plain.fill()
+        assert not any(hasattr(layer, "lora_A") for layer in plain.model.modules())
+        assert torch.allclose(plain.model(IDS).logits, model(IDS).logits, atol=1e-5)
+        plain.drop()
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert plain.model.lm_head.weight is model.get_base_model().lm_head.weight
+
+
+def test_four_bit_weights_are_unpacked_into_it() -> None:
+    model = moved(attach_lora(in_4_bits(), 4, 8), 0)
+    plain = PlainCopy(model)
+    assert plain.num_missing_bytes == 4 * 3 * (4 * 128 * 128 + 3 * 128 * 384)
+    plain.fill()
+    assert plain.num_missing_bytes == 0
+    assert torch.allclose(plain.model(IDS).logits, model(IDS).logits, atol=1e-4)
+
+
+def test_it_samples_what_the_model_in_training_would() -> None:
+    model = moved(attach_lora(tiny_llama(), 4, 8), 0)
+    sampler, live = TrainingSampler(model, byte_tokenizer()), TransformersSampler(model, byte_tokenizer())
+    assert not sampler.trained_elsewhere
+    for seed in range(2):
+        moved(model, seed).train()
+        sampler.sync(model, seed)
+        found, expected = (one.generate(PROMPTS, 3, Sampling(max_new_tokens=12)) for one in (sampler, live))
+        assert [[c.token_ids for c in group] for group in found] == [[c.token_ids for c in group] for group in expected]
+        assert model.training
+        sampler.sleep()
+
+
+def test_a_model_that_was_loaded_again_is_the_one_that_is_sampled_from() -> None:
+    first, second = (moved(attach_lora(tiny_llama(), 4, 8), seed) for seed in range(2))
+    sampler = TrainingSampler(first, byte_tokenizer())
+    sampler.sync(first, 0)
+    sampler.sync(second, 0)
+    assert torch.allclose(sampler.model(IDS).logits, second(IDS).logits, atol=1e-5)
+
+
+def test_without_a_plain_adapter_or_without_room_the_model_itself_is_sampled_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not can_be_plain(tiny_llama())
+    assert not can_be_plain(adapted("llama", dropout=0.1))
+    model = attach_lora(tiny_llama(), 4, 8)
+    monkeypatch.setattr("stages.engines.plain_copy.machine_bytes", lambda: 4 * 1000)
+    assert has_room(1000, model.device, None) and not has_room(1001, model.device, None)
+    sampler = TrainingSampler(model, byte_tokenizer())
+    sampler.sync(model, 0)
+    assert sampler.model is model
