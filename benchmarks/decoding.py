@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from pipeline.provenance import environment
 from stages.engines import decoding
 from stages.engines.models import attach_lora, choose_device, compute_dtype, load_model
+from stages.engines.plain_copy import PlainCopy
 from stages.engines.samplers import Sampling, draw
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -44,6 +45,9 @@ def main() -> None:
         "GrowingCache": lambda: decode(decoding.GrowingCache(model, 0), prompts, chosen),
         "RecordedSteps": lambda: decode(decoding.RecordedSteps(model, 0), prompts, chosen),
     }
+    if chosen.lora:  # as `TrainingSampler` does it: the copy is made and dropped for each rollout
+        contenders["GrowingCache on a plain copy"] = lambda: on_copy(decoding.GrowingCache, model, prompts, chosen)
+        contenders["RecordedSteps on a plain copy"] = lambda: on_copy(decoding.RecordedSteps, model, prompts, chosen)
     num_tokens = chosen.prompts * chosen.num_generations * chosen.new_tokens
     rows = {name: timed(run, chosen.rounds, num_tokens) for name, run in contenders.items()}
     print(table(rows))
@@ -112,6 +116,15 @@ def decode(decoder: decoding.Decoder, prompts: torch.Tensor, chosen: argparse.Na
         token, _ = draw(logits, sampling, uniforms[:, t])
         if t + 1 < chosen.new_tokens:
             logits = decoder.step(token)
+
+
+def on_copy(
+    decoder: Callable[[Any, int], decoding.Decoder], model: Any, prompts: torch.Tensor, chosen: argparse.Namespace
+) -> None:
+    plain = PlainCopy(model)
+    plain.fill()
+    decode(decoder(plain.model, 0), prompts, chosen)
+    plain.drop()
 
 
 def timed(run: Callable[[], Any], rounds: int, num_tokens: int) -> dict[str, float]:
