@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ from pipeline.recipe import load_recipe
 from pipeline.stage import read_jsonl
 
 Result = dict[str, Any]
+SAME = (
+    *("beta", "loss_type", "epsilon", "scale_rewards", "temperature", "top_p", "lr_scheduler_type"),
+    *("optim", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm"),
+)
+"""Settings of the stage that plain TRL gets by the same name."""
 
 
 def main() -> None:
@@ -81,6 +87,7 @@ def ours(chosen: argparse.Namespace) -> Result:
     return {
         "step_seconds": [row["step_seconds"] for row in rows],
         "tokens": [row["tokens_per_s"] * row["step_seconds"] for row in rows],
+        "rewards": [row["reward"] for row in rows],
         "peak_memory_gib": manifest["peak_memory_gib"],
         "peak_gpu_memory_gib": manifest["peak_gpu_memory_gib"],
     }
@@ -99,16 +106,18 @@ def plain_trl(chosen: argparse.Namespace) -> Result:
         "max-steps": chosen.steps,
         "learning-rate": stage.learning_rate,
         "lora-rank": stage.lora.rank if stage.lora else 0,
+        "seed": stage.seed,
         "micro-batch-rows": chosen.micro_batch_rows or stage.num_problems * stage.num_generations,
         "out": out,
     }
     command += [f"--{name}={value}" for name, value in options.items()]
     command += ["--problems", *map(str, stage.problems)]
     command += ["--rewards", *(f"{reward.kind}={reward.weight}" for reward in stage.rewards)]
-    command += ["--trl", f"beta={stage.beta}", f"loss_type={stage.loss_type}", "gradient_checkpointing=false"]
-    command += [f"max_grad_norm={stage.max_grad_norm}", f"adam_beta2={stage.adam_beta2}"]
+    command += ["--trl", "gradient_checkpointing=false", f"warmup_steps={ceil(stage.warmup_ratio * stage.max_steps)}"]
+    command += [f"{name}={getattr(stage, name)}" for name in SAME]
     run([*command, *(["--vllm"] if chosen.vllm else [])])
-    return dict(json.loads(out.read_text()))
+    found = dict(json.loads(out.read_text()))
+    return found | {"rewards": [step["reward"] for step in found["steps"]]}
 
 
 def run(command: list[str], **variables: str) -> None:
