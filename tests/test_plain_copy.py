@@ -1,5 +1,6 @@
 """The plain copy that is sampled from says what the model in training does, and leaves it alone."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from stages.engines.plain_copy import PlainCopy, can_be_plain, has_room
 from stages.engines.samplers import Sampling, TrainingSampler, TransformersSampler
 from tests.test_layerwise import FAMILIES, adapted, in_4_bits
 from tests.test_samplers import PROMPTS, byte_tokenizer
+from tests.test_token_budget import trainer
 from tests.toy_model import tiny_llama
 
 IDS = torch.arange(1, 25).view(2, 12)
@@ -60,6 +62,18 @@ def test_it_samples_what_the_model_in_training_would() -> None:
         assert [[c.token_ids for c in group] for group in found] == [[c.token_ids for c in group] for group in expected]
         assert model.training
         sampler.sleep()
+
+
+def test_inside_a_trainer_of_trl_it_is_the_copy_that_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trainer(tmp_path, moved(attach_lora(tiny_llama(), 4, 8), 0)).model
+    assert "forward" in vars(model.get_base_model())
+    expected = model(IDS).logits
+    plain = PlainCopy(model)
+    plain.fill()
+    for layer in model.modules():
+        if hasattr(layer, "lora_A"):
+            monkeypatch.setattr(layer, "forward", None)
+    assert torch.allclose(plain.model(IDS).logits, expected, atol=1e-5)
 
 
 def test_a_model_that_was_loaded_again_is_the_one_that_is_sampled_from() -> None:

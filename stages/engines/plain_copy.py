@@ -61,6 +61,7 @@ class PlainCopy:
             self._pairs.append((module, linear))
             return linear
         plain = copy.copy(module)
+        vars(plain).pop("forward", None)  # TRL puts one into the model itself, which would go on to compute the model
         plain._modules = {name: self._plain(child) for name, child in module.named_children()}
         return plain
 
