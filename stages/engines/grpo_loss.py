@@ -12,6 +12,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+from torch import Tensor
 from trl import GRPOTrainer
 
 from stages.engines import ranks
@@ -20,15 +21,10 @@ from stages.engines.curves import training_curves
 from stages.engines.engine_correction import importance_ratio
 from stages.engines.flat_rows import flat_completions
 from stages.engines.shared_prompt import can_share_prompts, completion_logprobs
-from stages.engines.token_budget import (
-    Batch,
-    MicroBatch,
-    cut,
-    micro_batch_weight,
-    plan_batch,
-    same_prompts,
-)
+from stages.engines.token_budget import Batch, MicroBatch, cut, micro_batch_weight, plan_batch, same_prompts
 from stages.engines.trainers import PipelineTrainer
+
+LogpsAndEntropies = tuple[Tensor, Tensor | None, Tensor | None]
 
 # Terms of TRL's loss that need the whole batch at once, so they cannot be cut into micro-batches.
 NEED_WHOLE_BATCH = ("top_entropy_quantile", "entropy_coef", "use_adaptive_entropy")
@@ -52,7 +48,7 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
 
     # --- the gradient ------------------------------------------------------------------------------
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One batch: sample when it is time, then forward and backward in micro-batches. Returns the loss, detached."""
         model.train()
         batch = self._prepare_inputs(inputs)
@@ -63,7 +59,7 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
         self._step_metrics["train_seconds"] = time.perf_counter() - began
         return loss
 
-    def _accumulate(self, model: Any, batch: Batch) -> torch.Tensor:
+    def _accumulate(self, model: Any, batch: Batch) -> Tensor:
         """Adds up the gradient of the whole batch, micro-batch by micro-batch."""
         if self.core:
             self.core.begin()
@@ -86,7 +82,7 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
         self._step_metrics["trained_share"] = sum(len(micro.rows) for micro in plan) / len(batch["advantages"])
         return total
 
-    def _micro_batches(self, model: Any, batch: Batch, kept_rows: torch.Tensor | None) -> list[MicroBatch]:
+    def _micro_batches(self, model: Any, batch: Batch, kept_rows: Tensor | None) -> list[MicroBatch]:
         """The batch in micro-batches: as the core's plan for it says, or within the token budget.
 
         Without `kept_rows` nothing is kept for a backward, so twice as many tokens fit.
@@ -101,7 +97,7 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
         budget = min(budget, self.token_budget or budget)
         return plan_batch(batch, times * budget, kept_rows, end_to_end=True)
 
-    def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
+    def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """TRL's loss; `use_vllm` switches on its factor for another engine's samples (`_correct_engine`)."""
         self._part, self.use_vllm = inputs, self._corrects_engine
         try:
@@ -109,7 +105,7 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
         finally:
             self._part, self.use_vllm = {}, False
 
-    def _correct_engine(self, logps: torch.Tensor) -> None:
+    def _correct_engine(self, logps: Tensor) -> None:
         """Enters the importance ratio of the micro-batch in progress; `logps` (b, C) are the current model's."""
         part = self._part
         old, sampled = part.get("old_per_token_logps", logps), part["sampling_per_token_logps"]
@@ -120,21 +116,16 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
         gap = torch.nan_to_num((exact - sampled).abs() * mask).sum() / mask.sum().clamp(min=1)
         self._metrics["train"]["engine_gap"].append(gap.item())
 
-    def _contributing(self, batch: Batch) -> torch.Tensor:
+    def _contributing(self, batch: Batch) -> Tensor:
         """(B,) bool: rows whose gradient is not zero by construction."""
         return (batch["advantages"] != 0) | (self.beta != 0.0)
 
     # --- log-probabilities -------------------------------------------------------------------------
 
     def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        **options: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Log-probs and entropies, each (B, C); TRL asks for the loss, and without gradients for old and reference.
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **options: Any
+    ) -> LogpsAndEntropies:
+        """Log-probs and entropies, each (B, C), for the loss; for old and reference TRL asks without gradients.
 
         With gradients the rows are a micro-batch already; without, they are the whole batch and are cut here.
         """
@@ -152,7 +143,7 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
         }
         return self.within_memory(model, lambda: self._logps_in_parts(model, batch)), None, None
 
-    def _logps_in_parts(self, model: Any, batch: Batch) -> torch.Tensor:
+    def _logps_in_parts(self, model: Any, batch: Batch) -> Tensor:
         """Log-probs of a whole batch, (B, C), without gradients."""
         logps = torch.zeros(batch["completion_ids"].shape, device=batch["completion_ids"].device)
         for micro in self._micro_batches(model, batch, None):
@@ -166,13 +157,8 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
         return logps
 
     def _logps(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        **options: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **options: Any
+    ) -> LogpsAndEntropies:
         """TRL's computation, the core's, or that of shared prompts on the model's own forward pass."""
         if not self._shares_prompts and not self.core:
             return super()._get_per_token_logps_and_entropies(
