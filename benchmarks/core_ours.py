@@ -29,7 +29,7 @@ from benchmarks.core_cases import (
     say,
 )
 from pipeline.stage import Workdir, read_jsonl
-from stages.engines import core, flat_rows, fused, grpo_trainer, sft_trainer, trainers
+from stages.engines import core, flat_rows, fused, grpo_loss, sft_trainer, trainers
 from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
 from stages.engines.models import attach_lora, load_model
 from stages.engines.samplers import Completion, Sampling
@@ -126,13 +126,13 @@ def with_plan(**changes: Any) -> Callable[[], None]:
 
 
 def without_core() -> None:
-    for module in (grpo_trainer, sft_trainer):
+    for module in (grpo_loss, sft_trainer):
         module.core_of = lambda *_: None  # type: ignore[attr-defined]
 
 
 def without_shared_prompts() -> None:
     shared = flat_rows.flat_completions
-    grpo_trainer.flat_completions = lambda *tensors: shared(*tensors, share=False)  # type: ignore[attr-defined]
+    grpo_loss.flat_completions = lambda *tensors: shared(*tensors, share=False)  # type: ignore[attr-defined]
 
 
 def without_fused_kernels() -> None:

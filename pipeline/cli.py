@@ -15,10 +15,8 @@ Exit codes: 0 done, 2 something the user can mend (one sentence and a hint), 75 
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +25,6 @@ from pipeline.errors import (
     EXIT_INTERRUPTED,
     ArtifactError,
     ConfigError,
-    Interrupted,
     PipelineError,
     printable,
 )
@@ -140,30 +137,11 @@ def _load(arguments: argparse.Namespace) -> Any:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    from pipeline.execution import announce
     from pipeline.plan import make_plan
 
     recipe = _load(arguments)
-    _show_plan(recipe, make_plan(recipe), recipe.between(arguments.first, arguments.last))
-
-
-def _show_plan(recipe: Any, lines: Iterable[Any], wanted: Collection[str]) -> None:
-    """The wanted stages with the minutes they will take, and what should be known before they start."""
-    from pipeline.console import show_note, show_plan
-    from pipeline.estimates import expected_seconds
-    from pipeline.needs import data_warnings, missing, missing_packages
-    from pipeline.plan import DONE
-
-    shown = [line for line in lines if line.stage in wanted]
-    title = f"{recipe.name} at scale {recipe.scale} in run {recipe.run}"
-    show_plan(title, shown, expected_seconds(recipe, shown))
-    for name, entry in recipe.taken.items():
-        show_note(f"{name} is not made here: it is taken from {entry['taken']}")
-    for sentence, hint in missing(recipe, [line.stage for line in shown if line.state != DONE]).items():
-        show_note(f"{sentence}; {hint}")
-    for sentence in data_warnings(recipe, wanted):
-        show_note(sentence)
-    if packages := missing_packages():
-        show_note(f"not installed here: {', '.join(packages)}; a stage that needs one will fail; `make setup`")
+    announce(recipe, make_plan(recipe), recipe.between(arguments.first, arguments.last))
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -201,7 +179,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _dry_run(recipe, wanted)
     else:
-        _execute(recipe, wanted, arguments)
+        _make(recipe, wanted, arguments)
 
 
 def _dry_run(recipe: Any, wanted: list[str]) -> None:
@@ -222,67 +200,13 @@ def _stage(arguments: argparse.Namespace) -> None:
     if arguments.stage not in recipe.stages:
         hint = did_you_mean(arguments.stage, recipe.stages)
         raise ConfigError(f"recipe {recipe.name} has no stage '{arguments.stage}'", hint=hint)
-    _execute(recipe, [arguments.stage], arguments)
+    _make(recipe, [arguments.stage], arguments)
 
 
-def _execute(recipe: Any, wanted: list[str], arguments: argparse.Namespace) -> None:
-    """Makes the wanted stages that are not done, then writes the report."""
-    from pipeline.artifact import write_json
-    from pipeline.console import console, progress_bars, show_done
-    from pipeline.doctor import require_fits
-    from pipeline.launch import num_processes
-    from pipeline.lock import run_lock
-    from pipeline.needs import require_there
-    from pipeline.plan import DONE
-    from pipeline.report import summary_line
-    from pipeline.runner import Watch, prepare, require_inputs, run_in_process
-    from pipeline.views import write_views
+def _make(recipe: Any, wanted: list[str], arguments: argparse.Namespace) -> None:
+    from pipeline.execution import execute
 
-    def make(name: str, watch: Watch) -> None:
-        show_done(run_in_process(recipe, name, watch, console.print, count).manifest)
-
-    count = num_processes(arguments.launch, arguments.processes)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
-    with run_lock(recipe.folder):
-        lines = prepare(recipe, wanted, arguments.rebuild)
-        _show_plan(recipe, lines, wanted)
-        done = {line.stage for line in lines if line.state == DONE}
-        if todo := [name for name in wanted if name not in done]:
-            require_there(recipe, todo)
-            require_inputs(recipe, todo, done)
-            require_fits(recipe, todo)
-            write_json(recipe.folder / "recipe.json", recipe.as_json())
-            try:
-                with progress_bars() as watch:
-                    _engine(arguments.engine)(recipe, todo, make, watch, console.print)
-            finally:
-                with suppress(OSError):  # a full disk has its own sentence already
-                    write_views(recipe.folder)
-        console.print(summary_line(recipe.folder))
-
-
-def _engine(name: str) -> Any:
-    if name == "prefect":
-        from pipeline.flow import run_with_prefect
-
-        return run_with_prefect
-    if name == "plain":
-        return _run_plain
-    raise ConfigError(f"there is no engine '{name}'", hint="ENGINE=prefect or ENGINE=plain")
-
-
-def _run_plain(recipe: Any, names: list[str], execute: Any, watch: Any, say: Any) -> None:
-    from pipeline.views import write_views
-
-    for name in names:
-        execute(name, watch)
-        write_views(recipe.folder)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise Interrupted("stopped by a signal; what was done is kept", hint="the same command goes on from here")
+    execute(recipe, wanted, arguments.rebuild, arguments.engine, arguments.launch, arguments.processes)
 
 
 def _report(arguments: argparse.Namespace) -> None:

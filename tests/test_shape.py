@@ -59,6 +59,7 @@ ORDER = [
     "new_card",
     "doctor_table",
     "flow",
+    "execution",
     "cli",
 ]
 HEAVY = ("torch", "transformers", "trl", "peft", "vllm", "prefect", "datasets", "matplotlib")

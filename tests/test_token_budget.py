@@ -153,7 +153,7 @@ def test_a_weight_that_ignores_the_share_of_rows_would_be_noticed(
     t = trainer(tmp_path, loss_type="grpo")
     t.model.train()
     _, expected = whole_batch_gradients(t, random_batch(0))
-    monkeypatch.setattr("stages.engines.grpo_trainer.micro_batch_weight", lambda *_: 0.25)
+    monkeypatch.setattr("stages.engines.grpo_loss.micro_batch_weight", lambda *_: 0.25)
     t.model.zero_grad()
     t._accumulate(t.model, random_batch(0))
     assert any((gradients(t.model)[name] - value).abs().max() > 1e-4 for name, value in expected.items())

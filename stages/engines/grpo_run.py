@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 with quiet():
     from trl import GRPOConfig
 
-    from stages.engines.grpo_trainer import NEED_WHOLE_BATCH, TokenBudgetGRPOTrainer
+    from stages.engines.grpo_loss import NEED_WHOLE_BATCH
+    from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
 
 # Settings of GRPOConfig that have the same name in the stage and are passed on as they are.
 _PASSED_ON = [
