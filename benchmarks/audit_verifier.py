@@ -47,7 +47,7 @@ class Row(NamedTuple):
     gold: str
     answer: str | None
     label: str
-    library: str
+    math_verify: str
     own: str
     verdict: str
 
@@ -55,7 +55,7 @@ class Row(NamedTuple):
         """Whether two checkers or the label contradict each other; not being able to tell contradicts nobody."""
         said = {RIGHT: RIGHT, WRONG: WRONG}
         return len({said[one] for one in self[3:] if one in said}) > 1 or (
-            self.verdict != self.library and UNREAD not in (self.verdict, self.library)
+            self.verdict != self.math_verify and UNREAD not in (self.verdict, self.math_verify)
         )
 
 

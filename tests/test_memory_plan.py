@@ -45,7 +45,7 @@ MEASURED = {
 @pytest.mark.parametrize("plan", MEASURED, ids=str)
 def test_the_estimate_is_within_a_twentieth_of_what_was_measured_and_hardly_below(plan: Plan) -> None:
     peak = estimated(SHAPE, plan, 0, resident_bytes(SHAPE, QLORA)).peak_bytes / GIB
-    assert 0.98 < peak / (MEASURED[plan] + COPY) < 1.05
+    assert 0.99 < peak / (MEASURED[plan] + COPY) < 1.05
 
 
 @given(allowed=st.floats(1, 12), longest=st.integers(16, 5000), rows=st.integers(1, 64))

@@ -26,18 +26,18 @@ class PlainCopy:
     def __init__(self, trained: Any) -> None:
         self._pairs: list[tuple[Any, nn.Linear]] = []
         self.model = self._plain(trained.get_base_model())
-        self._pages = [_shape_and_type(layer) for layer, _ in self._pairs]
+        self._sizes = [_shape_and_type(layer) for layer, _ in self._pairs]
 
     @property
     def num_missing_bytes(self) -> int:
         """What `fill` will take."""
-        missing = [page for (_, linear), page in zip(self._pairs, self._pages, strict=True) if linear.weight.is_meta]
+        missing = [size for (_, linear), size in zip(self._pairs, self._sizes, strict=True) if linear.weight.is_meta]
         return sum(shape.numel() * dtype.itemsize for shape, dtype in missing)
 
     @torch.no_grad()
     def fill(self) -> None:
         """Takes the weights as they are now."""
-        for (layer, linear), (shape, dtype) in zip(self._pairs, self._pages, strict=True):
+        for (layer, linear), (shape, dtype) in zip(self._pairs, self._sizes, strict=True):
             if linear.weight.is_meta:
                 there = torch.empty(shape, dtype=dtype, device=base_of(layer).weight.device)
                 linear.weight = nn.Parameter(there, requires_grad=False)
@@ -62,7 +62,9 @@ class PlainCopy:
             return linear
         plain = copy.copy(module)
         vars(plain).pop("forward", None)  # TRL puts one into the model itself, which would go on to compute the model
-        plain._modules = {name: self._plain(child) for name, child in module.named_children()}
+        plain._modules = {
+            name: child if child is None else self._plain(child) for name, child in module._modules.items()
+        }
         return plain
 
 
