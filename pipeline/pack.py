@@ -49,6 +49,9 @@ def pack(run_dir: Path, archive: Path) -> Path:
     """Writes the run to `archive` (.tar.gz), whole or not at all; ArtifactError when there is no such run."""
     if not (run_dir / "recipe.json").is_file():
         raise ArtifactError(f"there is no run at {run_dir}", hint="name one with RUN=…")
+    if archive.is_dir() or not archive.parent.is_dir():
+        what = f"{archive} is a folder" if archive.is_dir() else f"there is no folder {archive.parent} for the archive"
+        raise ArtifactError(what, hint="name a file in a folder that is there: FILE=…")
     with pack_lock(run_dir), whole_file(archive, "wb") as file, ExitStack() as held:
         files = _at_one_moment(run_dir, archive.parent, held)
         with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1, dereference=True) as tar:

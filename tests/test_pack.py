@@ -107,6 +107,13 @@ def test_what_is_no_packed_run_is_one_sentence(tmp_path: Path, r1: Any) -> None:
     assert code == 2 and "is no packed run" in output
 
 
+def test_an_archive_needs_a_folder_that_is_there(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"there is no folder .*nowhere for the archive"):
+        pack(run_dir, tmp_path / "nowhere" / "first.tar.gz")
+    with pytest.raises(ArtifactError, match=r" is a folder$"):
+        pack(run_dir, tmp_path)
+
+
 def test_a_packed_file_cannot_write_outside_the_runs(run_dir: Path, tmp_path: Path) -> None:
     archive = tmp_path / "evil.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
