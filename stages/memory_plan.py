@@ -34,8 +34,8 @@ FRAGMENTATION = 0.05
 HALF, SINGLE = 2, 4  # bytes of a bf16 and an fp32 number
 # bitsandbytes: 4 bits a weight, a scale of 8 bits for 64 of them, and a scale of the scales for 256 of those.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Beyond these the matrices are so large that more tokens at once are no faster.
-MAX_TOKENS = 16384
+# Beyond these the matrices are so large that more tokens at once are no faster; of a narrow model it takes more tokens.
+MAX_TOKENS, MAX_NUMBERS = 16384, 2**25
 MIN_TILE = 256
 TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 HEAD_TILES = (1024, 512, 256, 128, 64)
@@ -189,9 +189,14 @@ def estimated(shape: Shape, plan: Plan, allowed_bytes: int, resident: int) -> Pl
     return replace(plan, peak_bytes=peak, fits=peak <= allowed_bytes)
 
 
-def candidates(longest: int, batch_tokens: int) -> Iterator[Plan]:
+def most_tokens(hidden: int) -> int:
+    """Of a pass: that many hidden states keep a GPU busy between two kernels."""
+    return max(MAX_TOKENS, MAX_NUMBERS // hidden)
+
+
+def candidates(hidden: int, longest: int, batch_tokens: int) -> Iterator[Plan]:
     """All plans; of two that take as long, the simpler comes first."""
-    tokens = max(longest, min(batch_tokens, MAX_TOKENS))
+    tokens = max(longest, min(batch_tokens, most_tokens(hidden)))
     places: tuple[Literal["gpu", "host"], ...] = ("gpu", "host")
     while True:
         yield from (
@@ -221,7 +226,7 @@ def make_plan(
     is there beside the pass, where that was measured.
     """
     there = resident_bytes(shape, setup) if resident is None else resident
-    found = [estimated(shape, plan, allowed_bytes, there) for plan in candidates(longest, batch_tokens)]
+    found = [estimated(shape, plan, allowed_bytes, there) for plan in candidates(shape.hidden, longest, batch_tokens)]
     fitting = [plan for plan in found if plan.fits]
     if not fitting:
         return min(found, key=lambda plan: plan.peak_bytes)

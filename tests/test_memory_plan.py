@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from stages.engines.core import Core
 from stages.memory_plan import (
     GIB,
-    MAX_TOKENS,
     Plan,
     Setup,
     Shape,
     estimated,
     make_plan,
+    most_tokens,
     resident_bytes,
     seconds,
     tiles_of,
@@ -54,7 +54,7 @@ def test_a_plan_that_fits_is_within_what_is_allowed_and_takes_the_longest_row(
 ) -> None:
     plan = make_plan(SHAPE, QLORA, int(allowed * GIB), longest, longest * rows)
     assert plan.fits == (plan.peak_bytes <= allowed * GIB)
-    assert longest <= plan.tokens <= max(longest, MAX_TOKENS)
+    assert longest <= plan.tokens <= max(longest, most_tokens(SHAPE.hidden))
 
 
 @given(longest=st.integers(16, 5000), rows=st.integers(1, 64), more=st.floats(1, 3))
@@ -65,6 +65,12 @@ def test_more_memory_is_never_slower(longest: int, rows: int, more: float) -> No
     assert all(plan.fits for plan in plans)
     slow, fast = (seconds(SHAPE, plan, longest, batch) for plan in plans)
     assert fast <= slow
+
+
+def test_a_narrow_model_takes_a_batch_in_one_pass_that_a_wide_one_takes_in_several() -> None:
+    narrow = Shape.of({**QWEN_1_5B, "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3})
+    plans = [make_plan(shape, QLORA, 70 * GIB, 300, 50_000) for shape in (narrow, SHAPE)]
+    assert [plan.tokens for plan in plans] == [50_000, most_tokens(SHAPE.hidden)]
 
 
 def test_inputs_go_to_the_host_only_where_the_gpu_has_no_room_for_them() -> None:
