@@ -75,8 +75,8 @@ class LayerPass:
         del qkv, o
         gate_up, down = self._projections(self.mlp, MLP)
         for tile in self._tiles(middle):
-            wide = gate_up.forward(self._norm(self.layer.post_attention_layernorm, tile))
-            tile.add_(down.forward(swiglu(wide)))
+            normed = self._norm(self.layer.post_attention_layernorm, tile)
+            tile.add_(down.forward(swiglu(gate_up.forward(normed))))
         return middle, out, lse
 
     def backward(self, d_hidden: Tensor, hidden: Tensor, kept: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -101,13 +101,18 @@ class LayerPass:
     def _mlp_backward(self, d_hidden: Tensor, middle: Tensor) -> None:
         """Turns the gradient of the layer's output into that of the MLP's input, in place."""
         gate_up, down = self._projections(self.mlp, MLP)
-        norm = self.layer.post_attention_layernorm
         for d_tile, tile in zip(self._tiles(d_hidden), self._tiles(middle), strict=True):
-            normed = self._norm(norm, tile)
-            wide = gate_up.forward(normed)
-            d_wide = swiglu_backward(down.backward(d_tile, swiglu(wide)), wide)
-            d_normed = gate_up.backward(d_wide, normed)
-            d_tile.copy_(rms_norm_backward_add(d_normed, tile, norm.weight, norm.variance_epsilon, d_tile))
+            d_tile.copy_(self._tile_backward(d_tile, tile, gate_up, down))
+
+    def _tile_backward(self, d_tile: Tensor, tile: Tensor, gate_up: Projection, down: Projection) -> Tensor:
+        """Of some tokens; what is wide ends with the call, or the next tile's would come on top of it."""
+        norm = self.layer.post_attention_layernorm
+        normed = self._norm(norm, tile)
+        wide = gate_up.forward(normed)
+        d_wide = swiglu_backward(down.backward(d_tile, swiglu(wide)), wide)
+        del wide
+        d_normed = gate_up.backward(d_wide, normed)
+        return rms_norm_backward_add(d_normed, tile, norm.weight, norm.variance_epsilon, d_tile)
 
     def _inside(self, hidden: Tensor, qkv: Projection) -> _Inside:
         normed = self._norm(self.layer.input_layernorm, hidden)
