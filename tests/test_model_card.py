@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 
 from pipeline.artifact import damage, is_whole, publish, write_json
 from pipeline.model_card import lineage, write_model_cards
-from pipeline.places import ROOT
+from pipeline.places import ROOT, runs_folder
 from pipeline.provenance import environment
 from pipeline.stage import Stage, Workdir
 from stages.reward_model import RewardModel
@@ -141,6 +143,21 @@ def test_the_code_in_a_card_loads_the_same_model_with_transformers_and_with_peft
     exec(sampled, by_transformers)
     assert by_transformers["tokens"].shape[1] > by_transformers["ids"].shape[1]
     ast.parse(vllm)  # it runs where there is a GPU
+
+
+@pytest.mark.gpu
+def test_the_code_in_the_card_of_a_finished_model_samples_with_vllm() -> None:
+    """Of the newest model of each run under `runs/`, in a process of its own."""
+    cards = sorted(runs_folder().glob("*/*/README.md"), key=lambda path: path.stat().st_mtime)
+    newest = {path.parent.parent: path.parent for path in cards if len(programs(path.parent)) == 4}
+    if not newest:
+        pytest.skip("no finished model under runs/; make one with `make r1-zero`")
+    for folder in newest.values():
+        whole, _, sampled, vllm = programs(folder)
+        command = [sys.executable, "-c", f"{whole}\n{sampled}\n{vllm}"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=290)
+        assert done.returncode == 0, done.stderr[-6000:]
+        print(folder, done.stdout[-300:])
 
 
 def test_the_code_in_a_reward_models_card_loads_and_scores(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
