@@ -114,6 +114,16 @@ def test_a_task_with_few_questions_gives_fewer_rows_instead_of_repeats() -> None
     assert 0 < len(rows) == len(ids(rows)) < 5000
 
 
+def test_a_level_makes_a_task_as_easy_as_the_packages_curriculum_says() -> None:
+    card = load_card("reasoning_gym")
+    train, held_out = card.rows("train", "chain_sum.1", limit=200), card.rows("eval", "chain_sum", limit=200)
+    assert {row["domain"] for row in train} == {json.loads(row["answer"])["task"] for row in train} == {"chain_sum"}
+    numbers = [re.findall(r"\d+", row["prompt"]) for row in train]
+    assert {len(terms) for terms in numbers} == {2, 3}
+    assert {len(term) for terms in numbers for term in terms} == {1, 2}
+    assert not ids(train) & ids(held_out)
+
+
 @pytest.mark.parametrize("task", ["chain_sum", "knights_knaves", "graph_color", "letter_counting"])
 def test_reasoning_gyms_own_checker_reads_its_gold_after_json(task: str) -> None:
     reasoning_gym = pytest.importorskip("reasoning_gym")
@@ -131,6 +141,9 @@ def test_reasoning_gyms_own_checker_reads_its_gold_after_json(task: str) -> None
     [
         ("chain_sums", r"did you mean 'chain_sum'\?"),
         ("rearc", "does not survive JSON"),
+        ("chain_sums.1", r"did you mean 'chain_sum'\?"),
+        ("chain_sum.easy", "has no level 'easy'"),
+        ("gsm_symbolic.1", "has no level '1'"),
         (None, "name a task"),
     ],
 )

@@ -23,11 +23,15 @@ REFUSED = {
 
 
 def rows(split: str, config: str | None, limit: int | None, seed: int) -> Iterator[dict[str, str]]:
-    """Up to `limit` different problems of the task `config`. Raises CardError for one it cannot use."""
-    task = _known(config)
+    """Up to `limit` different problems of the task `config`, `TASK` or `TASK.LEVEL`. Raises CardError for one it cannot
+    use.
+    """
+    name, _, level = (config or "").partition(".")
+    task = _known(name)
+    settings = _at_level(task, level) if level else {}
     wanted = limit or DEFAULT_SIZE[split]
     seen: set[str] = set()
-    for entry in _entries(task, split, seed, seen):
+    for entry in _entries(task, settings, split, seed, seen):
         key = canonical_id(f"{task} {entry['question']}")
         if key not in seen and (bucket(key) < EVAL_SHARE) == (split == "eval"):
             seen.add(key)
@@ -36,10 +40,10 @@ def rows(split: str, config: str | None, limit: int | None, seed: int) -> Iterat
                 return
 
 
-def _known(task: str | None) -> str:
+def _known(task: str) -> str:
     from reasoning_gym.factory import DATASETS
 
-    if task is None:
+    if not task:
         raise CardError("card reasoning_gym: name a task", "for example card:reasoning_gym:chain_sum/train")
     if task in REFUSED:
         raise CardError(f"card reasoning_gym: the task '{task}' cannot be used: {REFUSED[task]}")
@@ -48,7 +52,22 @@ def _known(task: str | None) -> str:
     return task
 
 
-def _entries(task: str, split: str, seed: int, seen: set[str]) -> Iterator[dict[str, Any]]:
+def _at_level(task: str, level: str) -> dict[str, Any]:
+    """The task's settings at a level of the package's own curriculum; what has fewer levels stays at its last."""
+    from reasoning_gym.factory import create_curriculum, has_curriculum
+
+    if not (level.isdecimal() and has_curriculum(task)):
+        raise CardError(
+            f"card reasoning_gym: '{task}' has no level '{level}'", f"leave '.{level}' out, or count from 0"
+        )
+    curriculum = create_curriculum(task)
+    for name, attribute in curriculum.attributes.items():
+        curriculum.set_attr_level(name, min(int(level), len(attribute.levels) - 1))
+    settings = vars(curriculum.generate_configuration())
+    return {name: value for name, value in settings.items() if name not in ("size", "seed")}
+
+
+def _entries(task: str, settings: dict[str, Any], split: str, seed: int, seen: set[str]) -> Iterator[dict[str, Any]]:
     """Problems without end, until `seen` (the keys the caller took) has not grown for `DRY_AFTER` chunks."""
     import reasoning_gym
 
@@ -57,7 +76,7 @@ def _entries(task: str, split: str, seed: int, seen: set[str]) -> Iterator[dict[
     while chunk - grown_at <= DRY_AFTER:
         if len(seen) > size:
             grown_at, size = chunk, len(seen)
-        dataset = reasoning_gym.create_dataset(task, size=CHUNK, seed=first + 1_000_003 * 2 * chunk)
+        dataset = reasoning_gym.create_dataset(task, size=CHUNK, seed=first + 1_000_003 * 2 * chunk, **settings)
         yield from (dataset[index] for index in range(CHUNK))
         chunk += 1
 
