@@ -144,6 +144,7 @@ def test_reasoning_gyms_own_checker_reads_its_gold_after_json(task: str) -> None
         ("chain_sums.1", r"did you mean 'chain_sum'\?"),
         ("chain_sum.easy", "has no level 'easy'"),
         ("gsm_symbolic.1", "has no level '1'"),
+        ("caesar_cipher.50", "refuses its level 50: rotation must be"),
         (None, "name a task"),
     ],
 )

@@ -54,7 +54,7 @@ def _known(task: str) -> str:
 
 def _at_level(task: str, level: str) -> dict[str, Any]:
     """The task's settings at a level of the package's own curriculum; what has fewer levels stays at its last."""
-    from reasoning_gym.factory import create_curriculum, has_curriculum
+    from reasoning_gym.factory import create_curriculum, create_dataset, has_curriculum
 
     if not (level.isdecimal() and has_curriculum(task)):
         raise CardError(
@@ -63,8 +63,13 @@ def _at_level(task: str, level: str) -> dict[str, Any]:
     curriculum = create_curriculum(task)
     for name, attribute in curriculum.attributes.items():
         curriculum.set_attr_level(name, min(int(level), len(attribute.levels) - 1))
-    settings = vars(curriculum.generate_configuration())
-    return {name: value for name, value in settings.items() if name not in ("size", "seed")}
+    made = vars(curriculum.generate_configuration())
+    settings = {name: value for name, value in made.items() if name not in ("size", "seed")}
+    try:
+        create_dataset(task, **settings)
+    except AssertionError as error:
+        raise CardError(f"card reasoning_gym: {task} refuses its level {level}: {error}", "take a lower one") from error
+    return settings
 
 
 def _entries(task: str, settings: dict[str, Any], split: str, seed: int, seen: set[str]) -> Iterator[dict[str, Any]]:
