@@ -13,8 +13,8 @@ On one GPU, from a cold start (`models/cold` is a link to its folder):
 
     python benchmarks/same_learning.py --scale smollm2-135m --steps 24 --seeds 0 1 2 --jobs 6 --micro-batch-rows 32 \\
         --out docs/results/same-learning-smollm2.json --args stages.r1_zero.model=path:models/cold \\
-        'stages.r1_zero.problems=["card:reasoning_gym:chain_sum.1"]' grpo.sampler=transformers grpo.num_problems=16 \\
-        grpo.num_generations=8 grpo.max_completion_length=80
+        'stages.r1_zero.problems=["card:reasoning_gym:chain_sum.1"]' grpo.sampler=transformers \\
+        grpo.learning_rate=1e-4 grpo.num_problems=32 grpo.num_generations=8 grpo.max_completion_length=80
 """
 
 import argparse
