@@ -24,8 +24,9 @@ from math import ceil
 from typing import Any, Literal
 
 GIB = 2**30
-# What CUDA, its libraries and the kernels' code take of a card beside the allocator; about 0.5 GiB on an H100.
-CONTEXT_BYTES = GIB // 2
+# What CUDA, its libraries and the kernels' code take of a card beside the allocator: 0.73 to 0.80 GiB in training on an
+# H100 (docs/results/core.json), and recorded graphs.
+CONTEXT_BYTES = GIB * 7 // 8
 # cuBLAS keeps 32 MiB of the allocator's memory for each of its handles and streams, on an H100.
 WORKSPACE_BYTES = 2**27
 # What the allocator cannot use because of the sizes of its blocks, as a share.
@@ -139,6 +140,13 @@ def resident_bytes(shape: Shape, setup: Setup) -> int:
 def outer_bytes(shape: Shape) -> int:
     """The embedding and the head, one where they are tied."""
     return shape.vocab * shape.hidden * HALF * (1 if shape.tied else 2)
+
+
+def sampling_bytes(shape: Shape, new_tokens: int) -> float:
+    """Of a token in a batch that is sampled: its keys and values, and its part of a row's logits, which are in bf16 once
+    and in fp32 five times while a token is drawn.
+    """
+    return 2 * shape.layers * shape.keys * HALF + shape.vocab * (HALF + 5 * SINGLE) / new_tokens
 
 
 def vocab_slice(vocab: int, hidden: int) -> int:

@@ -94,10 +94,10 @@ def test_what_would_fit_does_fit_and_what_fits_on_a_card_fits_on_every_bigger_on
 
 
 def test_a_gpu_that_is_too_small_is_told_with_settings_that_the_command_line_takes() -> None:
-    [found] = problems(with_gpu(8), "llama-8b")
+    [found] = problems(with_gpu(9), "llama-8b")
     assert "needs" in found.sentence and "RTX 4090" not in found.instead
     words = found.instead.partition('ARGS="')[2].rstrip('"').split()
-    assert words and not problems(with_gpu(8), "llama-8b", "r1_zero", *words)
+    assert words and not problems(with_gpu(9), "llama-8b", "r1_zero", *words)
 
 
 @pytest.mark.parametrize(("machine", "scale"), [(CPU, "mini"), (H100, "qwen-1.5b")])

@@ -61,9 +61,16 @@ class Core:
             copies[id(weight)] = copy.view_as(weight)
         self._prepared = Prepared(gathered(base.model), copies)
 
+    def rest(self) -> None:
+        """Between steps, when others want the memory: what the next step makes anew is gone."""
+        if self._trained[0][0].grad is None:
+            for made_anew in (self._gradient, self._copy):
+                made_anew.untyped_storage().resize_(0)
+
     def begin(self) -> None:
         """Before gradients are added: from zero, unless some are there already."""
         if self._trained[0][0].grad is None:
+            self._gradient.untyped_storage().resize_(self._gradient.nbytes)
             self._gradient.zero_()
             for weight, gradient in self._trained:
                 weight.grad = gradient
@@ -89,6 +96,7 @@ class Core:
             self.plan = make_plan(self.shape, self.setup, allowed, longest, batch_tokens, resident)
         if self.plan.outer == "host":
             self.outer.leave()
+        self._copy.untyped_storage().resize_(self._copy.nbytes)
         self._copy.copy_(self.optimized["adapter"].detach())
         return self.plan
 

@@ -162,6 +162,8 @@ class TokenBudgetGRPOTrainer(TokenBudgetLoss):
     def _sampled(self, problems: list[dict[str, Any]], number: int) -> list[Group]:
         """G responses to each problem, scored; `number` counts the rounds of a step."""
         began = time.perf_counter()
+        if self.core:
+            self.core.rest()
         self.sampler.sync(self.accelerator.unwrap_model(self.model), self.state.global_step)
         sampling = _reseeded(self.sampling, self.args.seed, self._step, self._process, number)
         prompts = [problem["prompt"] for problem in problems]

@@ -123,6 +123,53 @@ def unpack(layer: Any, into: Tensor) -> None:
         _dequantize(layer.weight.data, state, into)
 
 
+class PackedWeights:
+    """The 4-bit weights of `layers` with their scales, on the host while their place on the GPU is wanted.
+
+    Their memory is freed under them, so that every view of it holds again when it is back. What a layer outside
+    `layers` needs stays, if it is part of `sharing`. The pinned copies are made once, for the weights are frozen.
+    """
+
+    def __init__(self, layers: list[Any], sharing: Any) -> None:
+        needed = {storage._cdata for layer in sharing.modules() for storage in _storages(layer)}
+        found = {storage._cdata: storage for layer in layers for storage in _storages(layer)}
+        self._places = [(storage, _on_host(storage)) for name, storage in found.items() if name not in needed]
+        self.num_bytes = sum(host.nbytes() for _, host in self._places)
+
+    def keep_only(self, layer: Any | None = None) -> None:
+        """Those of one layer come or stay; all others leave."""
+        wanted = {storage._cdata for storage in _storages(base_of(layer))} if layer is not None else set()
+        for storage, host in self._places:
+            if storage._cdata in wanted:
+                _bring(storage, host)
+            elif storage.nbytes():
+                storage.resize_(0)
+
+    def come_back(self) -> None:
+        """All of them; nothing happens to those that are there."""
+        for storage, host in self._places:
+            _bring(storage, host)
+
+
+def _storages(layer: Any) -> list[Any]:
+    """The memory of a layer's packed weight and of its scales; none where it is not packed."""
+    weight = getattr(layer, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    return [] if state is None else [weight.data.untyped_storage(), state.absmax.untyped_storage()]
+
+
+def _bring(storage: Any, host: Any) -> None:
+    if not storage.nbytes():
+        storage.resize_(host.nbytes())
+        storage.copy_(host, non_blocking=True)
+
+
+def _on_host(storage: Any) -> Any:
+    is_cuda = storage.device.type == "cuda"
+    place = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=is_cuda).untyped_storage()
+    return place.copy_(storage, non_blocking=False)
+
+
 def _dequantize(weights: Tensor, state: Any, into: Tensor) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
