@@ -27,6 +27,7 @@ from pipeline.places import ROOT
 from pipeline.provenance import environment
 
 Row = dict[str, Any]
+OURS = ("core", "core_vllm")
 LEVERS = (
     "core",
     "shared-prompts",
@@ -64,7 +65,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+", choices=CASES)
-    parser.add_argument("--contenders", nargs="*", default=["core"], choices=["core", *PEERS])
+    parser.add_argument("--contenders", nargs="*", default=["core"], choices=[*OURS, *PEERS])
     parser.add_argument("--ablate", action="store_true", help="also the core without each of its levers")
     parser.add_argument("--levers", nargs="*", default=LEVERS, choices=LEVERS)
     parser.add_argument("--caps", nargs="*", type=float, default=[0.0], help="GiB the card is said to have; 0 = all")
@@ -79,9 +80,9 @@ def arguments() -> argparse.Namespace:
 
 def measured(name: str, run: Row, folder: Path, chosen: argparse.Namespace) -> Row:
     """One contender in a process of its own; a row with `error` where it gives no result."""
-    script = "core_ours.py" if run["contender"] == "core" else "core_peers.py"
+    script = "core_ours.py" if run["contender"] in OURS else "core_peers.py"
     command = [sys.executable, str(ROOT / "benchmarks" / script), name, "--model-dir", str(folder)]
-    command += [] if run["contender"] == "core" else ["--contender", run["contender"]]
+    command += ["--contender", run["contender"]]
     command += ["--cap-gib", str(run["cap_gib"])] if run.get("cap_gib") else []
     command += ["--without", run["without"]] if run.get("without") else []
     began = time.monotonic()
@@ -106,7 +107,7 @@ def measured(name: str, run: Row, folder: Path, chosen: argparse.Namespace) -> R
 
 def variables(contender: str, chosen: argparse.Namespace) -> dict[str, str]:
     """The environment of a contender: its own packages first."""
-    site = {"core": "", "unsloth": chosen.unsloth_site}.get(contender, chosen.trl_site)
+    site = {**dict.fromkeys(OURS, ""), "unsloth": chosen.unsloth_site}.get(contender, chosen.trl_site)
     paths = [site, str(ROOT), os.environ.get("PYTHONPATH", "")]
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return os.environ | offline | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -4,6 +4,10 @@ Imports nothing of the project, for a peer's process must not hold it.
 """
 
 import json
+import re
+import shutil
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,9 +42,14 @@ class Case:
     """What our core is told the allocator may hold; the peers have no such setting."""
     demo: int = 0
     """Tokens of each demo, for SFT on rows of `completion` tokens; 0 = GRPO."""
+    memory_gb: float | None = None
+    """A whole step with real rollouts, and what all of it may take of the card, in GB; None = training alone."""
 
     @property
     def tokens(self) -> int:
+        """Of a step: those that are trained, or sampled where the whole step is measured."""
+        if self.memory_gb:
+            return self.generations * self.completion
         return self.completion if self.demo else self.generations * (self.prompt + self.completion)
 
 
@@ -54,6 +63,9 @@ CASES = {
     "sft-1.5b-8k": Case("qwen2.5-1.5b", 0, 8192, demo=1024, allowed_gib=2.0),
     "8b-480-20000": Case("llama-3.1-8b", 480, 20000, steps=2, allowed_gib=9.5),
     "7b-512-1024": Case("qwen2.5-7b", 512, 1024, steps=4, allowed_gib=9.0),
+    "tiny-whole-step": Case("tiny", 16, 24, steps=3, memory_gb=5.0),
+    "1.5b-whole-step-5gb": Case("qwen2.5-1.5b", 256, 786, steps=3, memory_gb=5.0),
+    "7b-512-1024-whole-step": Case("qwen2.5-7b", 512, 1024, steps=3, memory_gb=16.0),
 }
 
 
@@ -141,6 +153,25 @@ def limit_memory(cap_gib: float) -> None:
     torch.cuda.mem_get_info = lambda *_: (max(0, cap - torch.cuda.memory_reserved()), cap)  # type: ignore[assignment]
 
 
+class CardWatch:
+    """The most that the card was in use, as `nvidia-smi` saw it every 20 ms."""
+
+    def __init__(self) -> None:
+        self._seen, self._process = tempfile.TemporaryFile("w+"), None
+        if torch.cuda.is_available() and shutil.which("nvidia-smi"):
+            card = f"GPU-{torch.cuda.get_device_properties(0).uuid}".replace("GPU-GPU-", "GPU-")
+            query = ["nvidia-smi", "-i", card, "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "20"]
+            self._process = subprocess.Popen(query, stdout=self._seen, stderr=subprocess.DEVNULL)
+
+    def most_bytes(self) -> int:
+        """0 where nothing was seen."""
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
+        self._seen.seek(0)
+        return max((int(line) << 20 for line in re.findall(r"^ *(\d+) *$", self._seen.read(), re.M)), default=0)
+
+
 class Meter:
     """Seconds and peak memory of steps; what happens between `out` and `back` (a rollout) is no training."""
 
@@ -149,8 +180,10 @@ class Meter:
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.rollouts: list[float] = []
+        self.lengths: set[int] = set()
         self.peak = self.reserved = self.used = 0
         self._began = 0.0
+        self._watch: CardWatch | None = None
 
     def begin(self) -> None:
         if not self.steps and torch.cuda.is_available():
@@ -164,8 +197,16 @@ class Meter:
         self.steps.append(self._now() - self._began)
         if torch.cuda.is_available():
             self.peak, self.reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+            self.look_at_card()
+
+    def look_at_card(self) -> None:
+        if torch.cuda.is_available():
             free, total = self._card_info()
             self.used = max(self.used, total - free)
+
+    def watch_card(self) -> None:
+        """From now on, also between two looks."""
+        self._watch = CardWatch()
 
     def rollout(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **options: Any) -> Any:
@@ -177,22 +218,44 @@ class Meter:
 
         return timed
 
+    def real_rollout(self, generate: Callable[..., Any], token_ids: Callable[[Any], list[Any]]) -> Callable[..., Any]:
+        """The same for responses that are sampled: their lengths are noted, and what the card holds at their end."""
+
+        def noted(*args: Any, **options: Any) -> Any:
+            found = generate(*args, **options)
+            self.lengths |= {len(ids) for ids in token_ids(found)}
+            self.look_at_card()
+            return found
+
+        return self.rollout(noted)
+
     def row(self, case: Case) -> dict[str, Any]:
         """Medians without the first step, which compiles and warms up."""
         kept = slice(1, None) if len(self.steps) > 1 else slice(None)
         seconds = sorted(self.steps[kept])
         training = sorted(s - r for s, r in zip(self.steps[kept], self.rollouts[kept], strict=True))
         step, train = seconds[len(seconds) // 2], training[len(training) // 2]
+        if self._watch:
+            self.used = max(self.used, self._watch.most_bytes())
         return {
-            "phase": "train",
+            "phase": "step" if case.memory_gb else "train",
             "peak_gib": round(self.peak / GIB, 3),
             "reserved_gib": round(self.reserved / GIB, 3),
             "device_used_gib": round(self.used / GIB, 3),
             "train_s": round(train, 4),
             "step_s": round(step, 4),
-            "tokens_per_s": round(case.tokens / train, 1),
+            "tokens_per_s": round(case.tokens / (step if case.memory_gb else train), 1),
             "steps_s": [round(s, 3) for s in self.steps],
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            **(self._of_rollouts(kept) if case.memory_gb else {}),
+        }
+
+    def _of_rollouts(self, kept: slice) -> dict[str, Any]:
+        seconds = sorted(self.rollouts[kept])
+        return {
+            "generate_s": round(seconds[len(seconds) // 2], 4),
+            "rollouts_s": [round(s, 3) for s in self.rollouts],
+            "response_tokens": sorted(self.lengths),
         }
 
     @staticmethod

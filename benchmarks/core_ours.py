@@ -1,12 +1,13 @@
 """One run of the project's own trainers on a case of `core_cases.py`; prints one RESULT line. Called by `core.py`.
 
-The stage's trainer with its optimiser, clipping and metrics, on a rollout that is made up. `--without` takes one lever
-away, for the table that says what each is worth.
+The stage's trainer with its optimiser, clipping and metrics, on a rollout that is made up; or a whole step, in which
+the stage's own engines sample. `--without` takes one lever away, for the table that says what each is worth.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.core_cases import (
     CASES,
     GIB,
     RANK,
+    SHAPES,
     Case,
     Meter,
     callback,
@@ -28,15 +30,17 @@ from benchmarks.core_cases import (
     rewards,
     say,
 )
-from pipeline.stage import Workdir, read_jsonl
+from pipeline.stage import ModelSource, Workdir, read_jsonl
 from stages.engines import core, flat_rows, fused, grpo_loss, sft_trainer, trainers
 from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
 from stages.engines.models import attach_lora, load_model
-from stages.engines.samplers import Completion, Sampling
+from stages.engines.samplers import Completion, Sampling, TrainingSampler
 from stages.engines.sft_trainer import Evaluation, TokenBudgetSFTTrainer
 from stages.memory_plan import CONTEXT_BYTES, Plan
+from stages.sampling import Vllm
 
 CUDA = torch.cuda.is_available()
+ENGINES = ("core", "core_vllm")
 
 
 class MadeUpSampler:
@@ -61,9 +65,50 @@ class MadeUpSampler:
         return Completion(ids, "", False, [0.0] * len(ids))
 
 
-def grpo(case: Case, model: Any, tokenizer: Any, folder: Path, optim: str, meter: Meter) -> Any:
-    sampler = MadeUpSampler(case)
-    sampler.generate = meter.rollout(sampler.generate)  # type: ignore[method-assign]
+class EndlessSampler:
+    """One of our engines, with responses of exactly the case's length: no token ends one."""
+
+    trained_elsewhere = True
+
+    def __init__(self, engine: Any, meter: Meter) -> None:
+        engine._ends = set() if isinstance(engine._ends, set) else engine._ends[:0]
+        self.trained_elsewhere = engine.trained_elsewhere
+        self.sync, self.sleep, self.close = meter.rollout(engine.sync), meter.rollout(engine.sleep), engine.close
+        self.generate = meter.real_rollout(engine.generate, lambda groups: [c.token_ids for g in groups for c in g])
+
+
+def sampler_of(case: Case, model: Any, tokenizer: Any, folder: Path, engine: str, meter: Meter) -> Any:
+    """For a whole step, our own decoder or vLLM on the 4-bit base; else what is made up."""
+    if not case.memory_gb:
+        sampler = MadeUpSampler(case)
+        sampler.generate = meter.rollout(sampler.generate)  # type: ignore[method-assign]
+        return sampler
+    meter.watch_card()
+    if engine == "core":
+        return EndlessSampler(TrainingSampler(model, tokenizer, case.memory_gb), meter)
+    import vllm
+
+    from stages.engines.vllm_sampler import VllmSampler
+
+    vllm.SamplingParams = partial(vllm.SamplingParams, ignore_eos=True)
+    options = Vllm(
+        gpu_memory_utilization=case.memory_gb * 1e9 / torch.cuda.mem_get_info()[1],
+        kv_cache_memory_gb=case.generations * (case.prompt + case.completion + 64) * cache_bytes(case) / GIB,
+        max_model_len=case.prompt + case.completion + 16,
+        max_num_seqs=case.generations,
+        max_num_batched_tokens=2048,
+        attention_backend="FLASH_ATTN",
+    )
+    return EndlessSampler(VllmSampler(ModelSource(str(folder)), tokenizer, options, 0, case.completion, model), meter)
+
+
+def cache_bytes(case: Case) -> int:
+    """Keys and values of a token."""
+    _, hidden, layers, heads, kv_heads, *_ = SHAPES[case.shape]
+    return 2 * layers * kv_heads * (hidden // heads) * 2
+
+
+def grpo(case: Case, model: Any, tokenizer: Any, folder: Path, optim: str, sampler: Any) -> Any:
     return TokenBudgetGRPOTrainer(
         model=model,
         tokenizer=tokenizer,
@@ -110,8 +155,26 @@ def sft(case: Case, model: Any, tokenizer: Any, folder: Path, optim: str) -> Any
     )
 
 
+def trainer_of(
+    case: Case,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    optim: str,
+    meter: Meter,
+    model_dir: Path,
+    engine: str = "core",
+) -> Any:
+    if case.demo:
+        return sft(case, model, tokenizer, folder, optim)
+    sampler = sampler_of(case, model, tokenizer, model_dir, engine, meter)
+    return grpo(case, model, tokenizer, folder, optim, sampler)
+
+
 def told(case: Case) -> float | None:
-    """`memory_gb` that leaves the allocator what the case allows."""
+    """`memory_gb`: that of the case, or what leaves the allocator what the case allows."""
+    if case.memory_gb:
+        return case.memory_gb
     return (case.allowed_gib * GIB + CONTEXT_BYTES) / 1e9 if case.allowed_gib else None
 
 
@@ -157,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--model-dir", type=Path, required=True)
+    parser.add_argument("--contender", choices=ENGINES, default="core")
     parser.add_argument("--without", choices=LEVERS)
     parser.add_argument("--cap-gib", type=float, default=0.0)
     chosen = parser.parse_args()
@@ -168,7 +232,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = attach_lora(load_model(chosen.model_dir, quantization="nf4" if CUDA else None), RANK, RANK)
     meter, tokenizer, folder = Meter(), open_tokenizer(chosen.model_dir), Path(tempfile.mkdtemp())
-    made = (sft if case.demo else grpo)(case, model, tokenizer, folder, optim, *([] if case.demo else [meter]))
+    made = trainer_of(case, model, tokenizer, folder, optim, meter, chosen.model_dir, chosen.contender)
     made.add_callback(callback(meter))
     made.work = Workdir(folder)
     made.train()

@@ -1,6 +1,7 @@
 """One run of a peer on a case of `core_cases.py`: plain TRL in several settings, or Unsloth. Prints one RESULT line.
 
-Called by `core.py`, each time in a process of its own, which imports nothing of the project.
+Called by `core.py`, each time in a process of its own, which imports nothing of the project. In a whole step each
+samples in its own way, without vLLM.
 
     trl_default   TRL as it comes: fp32 weights, checkpointing, a micro-batch of one group
     trl_qlora     4-bit weights and 8-bit Adam
@@ -18,7 +19,9 @@ from typing import Any
 
 from benchmarks.core_cases import (
     CASES,
+    GIB,
     RANK,
+    SHAPES,
     TARGETS,
     Case,
     Meter,
@@ -32,6 +35,8 @@ from benchmarks.core_cases import (
     say,
 )
 
+# What CUDA and its libraries took of a card beside the allocator with either peer, at most.
+CONTEXT_GIB = 0.75
 CONTENDERS = ("trl_default", "trl_qlora", "trl_max", "unsloth")
 
 
@@ -43,7 +48,7 @@ def settings(name: str, case: Case) -> dict[str, Any]:
     rows = 1 if name == "trl_max" or case.demo else case.generations
     found: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(),
-        "max_steps": case.steps,
+        "max_steps": min(2, case.steps) if case.memory_gb else case.steps,  # their rollouts take long
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": 1 if case.demo else case.generations // rows,
         "learning_rate": 1e-6,
@@ -65,7 +70,14 @@ def settings(name: str, case: Case) -> dict[str, Any]:
         "temperature": 1.0,
         "beta": 0.0,
         "mask_truncated_completions": False,
+        **({"generation_kwargs": endless(case)} if case.memory_gb else {}),
     }
+
+
+def endless(case: Case) -> dict[str, Any]:
+    """Responses of exactly the case's length: no special token is drawn."""
+    vocab = SHAPES[case.shape][6]
+    return {"min_new_tokens": case.completion, "suppress_tokens": [vocab - 4, vocab - 3, vocab - 2, vocab - 1]}
 
 
 def quantized() -> Any:
@@ -171,11 +183,14 @@ def main() -> None:
     parser.add_argument("--cap-gib", type=float, default=0.0)
     chosen = parser.parse_args()
     case, name = CASES[chosen.case], chosen.contender
-    limit_memory(chosen.cap_gib)
+    limit_memory(chosen.cap_gib or (case.memory_gb or 0) * 1e9 / GIB - CONTEXT_GIB * bool(case.memory_gb))
     meter = Meter()
     is_unsloth = name == "unsloth"
     trainer = unsloth_trainer(case, chosen.model_dir) if is_unsloth else trl_trainer(name, case, chosen.model_dir)
-    if not case.demo:
+    if case.memory_gb:
+        meter.watch_card()
+        trainer._generate_single_turn = meter.real_rollout(trainer._generate_single_turn, lambda found: found[0])
+    elif not case.demo:
         drawn = completions(case)
         trainer._generate_single_turn = meter.rollout(
             lambda prompt_ids, *_, **__: (list(itertools.islice(drawn, len(prompt_ids))), None)

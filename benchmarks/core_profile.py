@@ -173,8 +173,7 @@ def main() -> None:
     limit_memory(chosen.cap_gib)
     model = attach_lora(load_model(chosen.model_dir, quantization="nf4"), RANK, RANK)
     meter, tokenizer, folder = Meter(), open_tokenizer(chosen.model_dir), Path(tempfile.mkdtemp())
-    train = core_ours.sft if case.demo else core_ours.grpo
-    made = train(case, model, tokenizer, folder, "adamw_8bit", *([] if case.demo else [meter]))
+    made = core_ours.trainer_of(case, model, tokenizer, folder, "adamw_8bit", meter, chosen.model_dir)
     phases = Phases()
     step_of = Optimizer8bit, "step"
     for owner, name in ((layerwise._Pass, "forward"), (layerwise._Pass, "backward"), (made, "training_step"), step_of):

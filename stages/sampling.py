@@ -29,6 +29,12 @@ class Vllm(BaseModel):
         None, gt=0, description="GiB for its cache; null = by the share, which other programs on this GPU can disturb"
     )
     max_model_len: int | None = Field(None, ge=1, description="longest prompt and response; null = what is needed")
+    max_num_seqs: int | None = Field(
+        None, ge=1, description="responses at once; fewer = less memory to start and to sample. null = vLLM chooses"
+    )
+    max_num_batched_tokens: int | None = Field(
+        None, ge=1, description="tokens read at once; fewer = less memory, which vLLM tries out when it starts"
+    )
     attention_backend: str | None = Field(None, description="e.g. FLASH_ATTN; null = vLLM chooses")
     sleep_level: Literal[1, 2] = Field(
         1, description="1 = while training its weights wait in the machine's memory; 2 = dropped, and sent again"

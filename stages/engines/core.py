@@ -50,7 +50,7 @@ class Core:
         base = self.model.get_base_model()
         together = torch.nn.Parameter(torch.cat([weight.detach().float().flatten() for weight in trained]))
         self.optimized = torch.nn.ParameterDict({"adapter": together})
-        self._gradient, self._copy = torch.zeros_like(together), together.detach().to(base.lm_head.weight.dtype)
+        self._gradient, self._copy = torch.zeros_like(together), together.detach().to(base.lm_head.weight.dtype, copy=True)
         sizes = [weight.numel() for weight in trained]
         parts = (whole.split(sizes) for whole in (together.detach(), self._gradient, self._copy))
         self._trained: list[tuple[torch.nn.Parameter, Tensor]] = []
@@ -70,7 +70,7 @@ class Core:
     def begin(self) -> None:
         """Before gradients are added: from zero, unless some are there already."""
         if self._trained[0][0].grad is None:
-            self._gradient.untyped_storage().resize_(self._gradient.nbytes)
+            _take_room(self._gradient)
             self._gradient.zero_()
             for weight, gradient in self._trained:
                 weight.grad = gradient
@@ -96,7 +96,7 @@ class Core:
             self.plan = make_plan(self.shape, self.setup, allowed, longest, batch_tokens, resident)
         if self.plan.outer == "host":
             self.outer.leave()
-        self._copy.untyped_storage().resize_(self._copy.nbytes)
+        _take_room(self._copy)
         self._copy.copy_(self.optimized["adapter"].detach())
         return self.plan
 
@@ -119,6 +119,12 @@ class Core:
             return int(self.memory_gb * 1e9) - CONTEXT_BYTES
         free, _ = torch.cuda.mem_get_info(self.device)
         return torch.cuda.memory_reserved(self.device) + int(free * _USABLE)
+
+
+def _take_room(tensor: Tensor) -> None:
+    """Memory for a tensor that lost it in `rest`."""
+    if not tensor.untyped_storage().nbytes():
+        tensor.untyped_storage().resize_(tensor.nbytes)
 
 
 def _in_order(model: Any) -> list[torch.nn.Parameter]:

@@ -39,6 +39,9 @@ _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # thousand responses; it is also three times as long, which a start must wait for.
 _GRAPH_SIZES = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
 
+# Options that only reach vLLM where they are set.
+_LIMITS = ("max_num_seqs", "max_num_batched_tokens")
+
 
 class VllmSampler:
     """vLLM in this process. See the module docstring; `model` is the model in training, None for
@@ -81,7 +84,8 @@ class VllmSampler:
             trust_remote_code=False,
             disable_log_stats=True,
             logprobs_mode="processed_logprobs",
-            compilation_config={} if options.enforce_eager else {"cudagraph_capture_sizes": _GRAPH_SIZES},
+            compilation_config={} if options.enforce_eager else {"cudagraph_capture_sizes": _graph_sizes(options)},
+            **{name: value for name in _LIMITS if (value := getattr(options, name))},
             **_lora_options(model),
             # One engine for each process, every one with prompts of its own, in the group that is there already.
             **({"distributed_executor_backend": "external_launcher"} if ranks.world_size() > 1 else {}),
@@ -256,6 +260,10 @@ def _started(engine: Any, **settings: Any) -> Any:
             hint="set vllm.gpu_memory_utilization higher, or end what else runs on this GPU (`nvidia-smi`); "
             "vllm.kv_cache_memory_gb lets several engines start beside each other",
         ) from error
+
+
+def _graph_sizes(options: "Vllm") -> list[int]:
+    return [size for size in _GRAPH_SIZES if size <= (options.max_num_seqs or size)]
 
 
 def _bytes(gib: float) -> int:
