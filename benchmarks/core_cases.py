@@ -157,19 +157,20 @@ class CardWatch:
     """The most that the card was in use, as `nvidia-smi` saw it every 20 ms."""
 
     def __init__(self) -> None:
-        self._seen, self._process = tempfile.TemporaryFile("w+"), None
+        self._seen, self._process = Path(tempfile.mkdtemp()) / "used", None
         if torch.cuda.is_available() and shutil.which("nvidia-smi"):
             card = f"GPU-{torch.cuda.get_device_properties(0).uuid}".replace("GPU-GPU-", "GPU-")
             query = ["nvidia-smi", "-i", card, "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "20"]
-            self._process = subprocess.Popen(query, stdout=self._seen, stderr=subprocess.DEVNULL)
+            with self._seen.open("w") as seen:
+                self._process = subprocess.Popen(query, stdout=seen, stderr=subprocess.DEVNULL)
 
     def most_bytes(self) -> int:
         """0 where nothing was seen."""
-        if self._process:
-            self._process.terminate()
-            self._process.wait()
-        self._seen.seek(0)
-        return max((int(line) << 20 for line in re.findall(r"^ *(\d+) *$", self._seen.read(), re.M)), default=0)
+        if not self._process:
+            return 0
+        self._process.terminate()
+        self._process.wait()
+        return max((int(line) << 20 for line in re.findall(r"^ *(\d+) *$", self._seen.read_text(), re.M)), default=0)
 
 
 class Meter:

@@ -143,8 +143,8 @@ def outer_bytes(shape: Shape) -> int:
 
 
 def sampling_bytes(shape: Shape, new_tokens: int) -> float:
-    """Of a token in a batch that is sampled: its keys and values, and its part of a row's logits, which are in bf16 once
-    and in fp32 five times while a token is drawn.
+    """Of a token in a batch that is sampled: its keys and values, and its part of a row's logits, of which there are
+    one in bf16 and five in fp32 while a token is drawn.
     """
     return 2 * shape.layers * shape.keys * HALF + shape.vocab * (HALF + 5 * SINGLE) / new_tokens
 

@@ -159,10 +159,10 @@ def test_packed_weights_that_lie_together_are_unpacked_to_what_they_were() -> No
     assert not gathered(model.model)
 
 
-def in_4_bits() -> Any:
+def in_4_bits(vocab_size: int = SHAPE["vocab_size"]) -> Any:
     """Layers of 128 numbers: a block of 256 scales is of 16,384 weights."""
     torch.manual_seed(3)
-    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_key_value_heads": 4}
+    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_key_value_heads": 4, "vocab_size": vocab_size}
     model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **sizes}))
     for part, names in parts_of(model):
         for name in names:
@@ -318,6 +318,20 @@ def test_a_step_without_any_advantage_leaves_the_adapter_alone(tmp_path: Path) -
         assert_same(states[1], states[0])
         moved[uses_core] = states[2]
     assert_same(moved[True], moved[False])
+
+
+def test_what_a_step_makes_anew_is_gone_between_steps_and_the_next_step_is_as_ever(tmp_path: Path) -> None:
+    t = trainer(tmp_path, attach_lora(tiny_llama(), 4, 8))
+    core = t.core = Core(t.model, "adamw_torch")
+    batch, found = random_batch(0, offpolicy=False), []
+    for _ in range(2):
+        t.over_ranks(t.model, partial(t._accumulate, batch=batch))
+        core.rest()  # before the gradient was used: it stays
+        found.append({name: value.clone() for name, value in gradients(t.model).items()})
+        t.model.zero_grad()
+        core.rest()
+        assert not core._gradient.untyped_storage().nbytes() and not core._copy.untyped_storage().nbytes()
+    assert_same(*found)
 
 
 def test_between_passes_embedding_and_head_are_where_everybody_looks_for_them(

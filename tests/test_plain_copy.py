@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 
+from stages.engines import plain_copy, samplers
+from stages.engines.layer_weights import gathered
 from stages.engines.models import attach_lora
 from stages.engines.plain_copy import PlainCopy, can_be_plain, has_room
 from stages.engines.samplers import Sampling, TrainingSampler, TransformersSampler
@@ -49,6 +52,63 @@ def test_four_bit_weights_are_unpacked_into_it() -> None:
     plain.fill()
     assert plain.num_missing_bytes == 0
     assert torch.allclose(plain.model(IDS).logits, model(IDS).logits, atol=1e-4)
+
+
+def packed(model: Any) -> list[torch.Tensor]:
+    """All 4-bit weights and their scales, as they lie in memory."""
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, Linear4bit)]
+    return [part for weight in weights for part in (weight.data, weight.quant_state.absmax)]
+
+
+def num_there(model: Any) -> int:
+    """Pieces of memory that hold packed weights or scales."""
+    storages = [part.untyped_storage() for part in packed(model)]
+    return len({storage.data_ptr() for storage in storages if storage.nbytes()})
+
+
+@pytest.mark.parametrize(
+    ("targets", "num_needed"), [("all-linear", 0), (["gate_proj", "up_proj", "down_proj"], 3 * 2)], ids=["all", "mlp"]
+)
+def test_packed_weights_leave_while_the_copy_is_there_and_come_back_as_they_were(
+    targets: Any, num_needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = attach_lora(in_4_bits(), 4, 8, target_modules=targets)
+    gathered(model.get_base_model().model)
+    before = [part.clone() for part in packed(model)]
+    plain, seen = PlainCopy(model), []
+    unpack = plain_copy.unpack
+    monkeypatch.setattr(plain_copy, "unpack", lambda *words: seen.append(num_there(model)) or unpack(*words))
+    for seed in range(2):
+        expected = moved(model, seed)(IDS).logits
+        plain.fill(packed_leave=True)
+        assert num_there(model) == num_needed
+        assert torch.allclose(plain.model(IDS).logits, expected, atol=1e-4)
+        plain.drop()
+        assert all(torch.equal(part, value) for part, value in zip(packed(model), before, strict=True))
+    assert max(seen) == num_needed + 2  # the weights and the scales of one group at a time
+    assert torch.allclose(model(IDS).logits, expected, atol=1e-6)
+
+
+def test_packed_weights_leave_only_where_they_and_the_copy_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU with so much memory free."""
+    model = moved(attach_lora(in_4_bits(vocab_size=257), 4, 8), 0)
+    monkeypatch.setattr(TrainingSampler, "_on_gpu", True)
+    monkeypatch.setattr(samplers, "has_room", lambda num_bytes, *_: num_bytes <= free[-1] / 2)
+    monkeypatch.setattr(samplers, "free_bytes", lambda *_: free[-1])
+    monkeypatch.setattr(samplers, "_LEAST_TOKENS", 64)
+    sampler, copy = TrainingSampler(model, byte_tokenizer()), PlainCopy(model)
+    least = copy.num_missing_bytes - copy.num_packed_bytes + int(64 * sampler._bytes_per_token(64))
+    free: list[int] = []
+    found, texts = [], []
+    for num_bytes in (2 * copy.num_missing_bytes, least, least - 1):
+        free.append(num_bytes)
+        sampler.sync(model, 0)
+        found.append((sampler.model is not model, num_there(model) > 0))
+        texts.append(sampler.generate(PROMPTS, 2, Sampling(max_new_tokens=8)))
+        sampler.sleep()
+        assert sampler.model is model and num_there(model) > 0
+    assert found == [(True, True), (True, False), (False, True)]
+    assert [[c.token_ids for c in group] for group in texts[0]] == [[c.token_ids for c in group] for group in texts[1]]
 
 
 def test_it_samples_what_the_model_in_training_would() -> None:

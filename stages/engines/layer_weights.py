@@ -153,7 +153,7 @@ class PackedWeights:
 
 def _storages(layer: Any) -> list[Any]:
     """The memory of a layer's packed weight and of its scales; none where it is not packed."""
-    weight = getattr(layer, "weight", None)
+    weight: Any = getattr(layer, "weight", None)
     state = getattr(weight, "quant_state", None)
     return [] if state is None else [weight.data.untyped_storage(), state.absmax.untyped_storage()]
 

@@ -233,8 +233,9 @@ class TrainingSampler(TransformersSampler):
         self._copy = PlainCopy(model) if can_be_plain(model) else None
 
     def _has_room_without_packed(self, copy: PlainCopy) -> bool:
-        cached = _LEAST_TOKENS * self._bytes_per_token(_LEAST_TOKENS)
-        return copy.num_missing_bytes + cached <= self._free_bytes() + copy.num_packed_bytes
+        needed = copy.num_missing_bytes + _LEAST_TOKENS * self._bytes_per_token(_LEAST_TOKENS)
+        packed = copy.num_packed_bytes
+        return packed > 0 and needed <= self._free_bytes() + packed
 
     def _bytes_per_token(self, new_tokens: int) -> float:
         return sampling_bytes(Shape.of(self._trained.config.get_text_config().to_dict()), new_tokens)
