@@ -4,9 +4,14 @@ Each contender runs in a process of its own on the same random weights, lengths,
 a lack of memory is a row with an `error` and stops nothing. Rows are printed and written as they come, so a run that is
 cut off keeps what it has; rows of the same case, contender and levers are replaced.
 
+The cases named `…whole-step…` are rows with `phase` "step": each contender samples for itself, every response of exactly
+the case's length, within the memory that the case gives of the card; `core_vllm` is the core with vLLM on the 4-bit
+base. `device_used_gib` is then the most that `nvidia-smi` saw from the loaded model on: nothing else may run on the card.
+
     python benchmarks/core.py 1.5b-256-786 --contenders core trl_qlora trl_max unsloth --unsloth-site DIR
     python benchmarks/core.py 1.5b-256-786 --ablate             # the core without each of its levers
     python benchmarks/core.py 1.5b-256-786 --contenders core --caps 2.0 1.8 1.7
+    python benchmarks/core.py 1.5b-whole-step-5gb --contenders core unsloth trl_max core_vllm --unsloth-site DIR
 
 Makes `docs/results/core.json`, and a Markdown table beside it.
 """
@@ -125,7 +130,8 @@ def keep(row: Row, out: Path) -> None:
     rows = json.loads(out.read_text()) if out.exists() else []
     same = [r for r in rows if question(r) == question(row)]
     others = [r for r in rows if question(r) != question(row)]
-    best = min([*same, row], key=lambda r: r.get("train_s", float("inf")) if r.get("commit") == row["commit"] else 1e9)
+    seconds = "step_s" if row.get("phase") == "step" else "train_s"
+    best = min([*same, row], key=lambda r: r.get(seconds, float("inf")) if r.get("commit") == row["commit"] else 1e9)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps([*others, best], indent=1) + "\n")
 
@@ -137,14 +143,14 @@ def question(row: Row) -> tuple[Any, ...]:
 def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = [
-        "| case | contender | peak, GiB | card, GiB | training, s a step | tokens/s |",
-        "|---|---|---|---|---|---|",
+        "| case | contender | peak, GiB | card, GiB | training, s a step | whole step, s | tokens/s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda r: (r["case"], r.get("without", ""), r["contender"])):
         name = row["contender"] + (f" without {row['without']}" if row.get("without") else "")
         name += f", capped at {row['cap_gib']} GiB" if row.get("cap_gib") else ""
-        numbers = [row.get(k, "–") for k in ("peak_gib", "device_used_gib", "train_s", "tokens_per_s")]
-        cells = [row["error"][:90], "", "", ""] if "error" in row else numbers
+        numbers = [row.get(k, "–") for k in ("peak_gib", "device_used_gib", "train_s", "step_s", "tokens_per_s")]
+        cells = [row["error"][:90], "", "", "", ""] if "error" in row else numbers
         lines.append("| " + " | ".join(map(str, [row["case"], name, *cells])) + " |")
     return "\n".join(lines)
 

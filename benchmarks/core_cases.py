@@ -154,13 +154,14 @@ def limit_memory(cap_gib: float) -> None:
 
 
 class CardWatch:
-    """The most that the card was in use, as `nvidia-smi` saw it every 20 ms."""
+    """The most that the card was in use, as `nvidia-smi` saw it every 50 ms."""
 
     def __init__(self) -> None:
         self._seen, self._process = Path(tempfile.mkdtemp()) / "used", None
         if torch.cuda.is_available() and shutil.which("nvidia-smi"):
             card = f"GPU-{torch.cuda.get_device_properties(0).uuid}".replace("GPU-GPU-", "GPU-")
-            query = ["nvidia-smi", "-i", card, "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "20"]
+            query = ["timeout", "900", "nvidia-smi", "-i", card, "-lms", "50"]  # it ends even if this process is killed
+            query += ["--query-gpu=memory.used", "--format=csv,noheader,nounits"]
             with self._seen.open("w") as seen:
                 self._process = subprocess.Popen(query, stdout=seen, stderr=subprocess.DEVNULL)
 

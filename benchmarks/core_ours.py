@@ -77,20 +77,17 @@ class EndlessSampler:
         self.generate = meter.real_rollout(engine.generate, lambda groups: [c.token_ids for g in groups for c in g])
 
 
-def sampler_of(case: Case, model: Any, tokenizer: Any, folder: Path, engine: str, meter: Meter) -> Any:
+def sampler_of(case: Case, model: Any, tokenizer: Any, folder: Path, contender: str, meter: Meter) -> Any:
     """For a whole step, our own decoder or vLLM on the 4-bit base; else what is made up."""
     if not case.memory_gb:
         sampler = MadeUpSampler(case)
         sampler.generate = meter.rollout(sampler.generate)  # type: ignore[method-assign]
         return sampler
     meter.watch_card()
-    if engine == "core":
+    if contender == "core":
         return EndlessSampler(TrainingSampler(model, tokenizer, case.memory_gb), meter)
-    import vllm
-
     from stages.engines.vllm_sampler import VllmSampler
 
-    vllm.SamplingParams = partial(vllm.SamplingParams, ignore_eos=True)
     options = Vllm(
         gpu_memory_utilization=case.memory_gb * 1e9 / torch.cuda.mem_get_info()[1],
         kv_cache_memory_gb=case.generations * (case.prompt + case.completion + 64) * cache_bytes(case) / GIB,
@@ -99,7 +96,11 @@ def sampler_of(case: Case, model: Any, tokenizer: Any, folder: Path, engine: str
         max_num_batched_tokens=2048,
         attention_backend="FLASH_ATTN",
     )
-    return EndlessSampler(VllmSampler(ModelSource(str(folder)), tokenizer, options, 0, case.completion, model), meter)
+    engine = VllmSampler(ModelSource(str(folder)), tokenizer, options, 0, case.completion, model)
+    import vllm
+
+    vllm.SamplingParams = partial(vllm.SamplingParams, ignore_eos=True)
+    return EndlessSampler(engine, meter)
 
 
 def cache_bytes(case: Case) -> int:
@@ -239,7 +240,11 @@ def main() -> None:
     row = meter.row(case)
     if made.core:
         row["plan"] = {k: v for k, v in vars(made.core.plan).items() if k != "fits"}
-    say(row | {"grad_norms": [round(line["grad_norm"], 5) for line in read_jsonl(made.work.metrics_file)]})
+    lines = read_jsonl(made.work.metrics_file)
+    gaps = {"engine_gaps": [round(line["engine_gap"], 5) for line in lines if "engine_gap" in line]}
+    say(row | {"grad_norms": [round(line["grad_norm"], 5) for line in lines]} | (gaps if case.memory_gb else {}))
+    if case.memory_gb:
+        made.sampler.close()
 
 
 if __name__ == "__main__":

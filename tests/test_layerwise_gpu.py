@@ -9,11 +9,13 @@ from bitsandbytes.nn import Linear4bit
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from stages.engines.flat_rows import FlatRows, flat_completions
+from stages.engines.layer_weights import gathered
 from stages.engines.layerwise import line_terms
 from stages.engines.models import attach_lora
 from stages.engines.outer_weights import OuterWeights
+from stages.engines.plain_copy import PlainCopy
 from stages.memory_plan import Plan
-from tests.test_layerwise import SHAPE, assert_same, batch, gradients, plain
+from tests.test_layerwise import SHAPE, assert_same, batch, gradients, parts_of, plain
 
 pytestmark = pytest.mark.gpu
 ROWS = {name: value.to("cuda") for name, value in batch(0).items()} if torch.cuda.is_available() else {}
@@ -113,6 +115,27 @@ def ordered_gradients(line: FlatRows) -> dict[str, torch.Tensor]:
     model = adapted(torch.bfloat16)
     line_terms(model, line, Plan(9999, "gpu", True, 9999, 9999)).logps.mean().backward()
     return gradients(model)
+
+
+def test_packed_weights_are_not_on_the_gpu_while_their_copy_is() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "num_key_value_heads": 8}
+    base = Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, **sizes})).to(torch.bfloat16).cuda().eval()
+    for part, names in parts_of(base):
+        for name in names:
+            setattr(part, name, four_bits(getattr(part, name)))
+    model, ids = attach_lora(base, 8, 16).eval(), torch.arange(1, 25, device="cuda").view(2, 12)
+    assert len(gathered(base.model)) == 6
+    with torch.no_grad():
+        expected = model(ids).logits
+        copy, before = PlainCopy(model), torch.cuda.memory_allocated()
+        more = copy.num_missing_bytes - copy.num_packed_bytes
+        copy.fill(packed_leave=True)
+        assert abs(torch.cuda.memory_allocated() - before - more) < 2**20
+        assert error({"": copy.model(ids).logits}, {"": expected.float()}) < 2e-2
+        copy.drop()
+        assert abs(torch.cuda.memory_allocated() - before) < 2**20
+        assert torch.allclose(model(ids).logits, expected)
 
 
 def four_bits(base: torch.nn.Linear) -> Linear4bit:

@@ -50,10 +50,8 @@ class Core:
         base = self.model.get_base_model()
         together = torch.nn.Parameter(torch.cat([weight.detach().float().flatten() for weight in trained]))
         self.optimized = torch.nn.ParameterDict({"adapter": together})
-        self._gradient, self._copy = (
-            torch.zeros_like(together),
-            together.detach().to(base.lm_head.weight.dtype, copy=True),
-        )
+        self._gradient = torch.zeros_like(together)
+        self._copy = together.detach().to(base.lm_head.weight.dtype, copy=True)
         sizes = [weight.numel() for weight in trained]
         parts = (whole.split(sizes) for whole in (together.detach(), self._gradient, self._copy))
         self._trained: list[tuple[torch.nn.Parameter, Tensor]] = []

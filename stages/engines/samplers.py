@@ -216,8 +216,8 @@ class TrainingSampler(TransformersSampler):
     def generate(
         self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """See `Sampler.generate`; on a GPU in batches whose keys and values have room."""
-        if self._on_gpu:
+        """See `Sampler.generate`; where a GPU is short of memory in batches whose keys and values have room."""
+        if self._on_gpu and (self.memory_gb or self.model is not self._trained):
             tokens = self._free_bytes() * _CACHE_SHARE / self._bytes_per_token(sampling.max_new_tokens)
             self.token_budget = min(self._most_tokens, lowered(int(tokens)))
         return super().generate(prompts, n, sampling, progress)
