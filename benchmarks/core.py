@@ -4,9 +4,9 @@ Each contender runs in a process of its own on the same random weights, lengths,
 a lack of memory is a row with an `error` and stops nothing. Rows are printed and written as they come, so a run that is
 cut off keeps what it has; rows of the same case, contender and levers are replaced.
 
-The cases named `…whole-step…` are rows with `phase` "step": each contender samples for itself, every response of exactly
-the case's length, within the memory that the case gives of the card; `core_vllm` is the core with vLLM on the 4-bit
-base. `device_used_gib` is then the most that `nvidia-smi` saw from the loaded model on: nothing else may run on the card.
+The cases named `…whole-step…` are rows with `phase` "step": each contender samples for itself, every response of
+exactly the case's length, within the memory that the case gives of the card; `core_vllm` is the core with vLLM on the
+4-bit base. `device_used_gib` is then the most that `nvidia-smi` saw since the model was loaded, whoever took it.
 
     python benchmarks/core.py 1.5b-256-786 --contenders core trl_qlora trl_max unsloth --unsloth-site DIR
     python benchmarks/core.py 1.5b-256-786 --ablate             # the core without each of its levers
