@@ -90,6 +90,7 @@ class Core:
 
         The embedding and the head go where it says, until `outer.come_back`.
         """
+        _take_room(self._copy)
         if self.device.type == "cuda":
             allowed = lowered(int(self._allowed() * self.share))
             here = torch.cuda.memory_allocated(self.device) + self.outer.away_bytes
@@ -97,7 +98,6 @@ class Core:
             self.plan = make_plan(self.shape, self.setup, allowed, longest, batch_tokens, resident)
         if self.plan.outer == "host":
             self.outer.leave()
-        _take_room(self._copy)
         self._copy.copy_(self.optimized["adapter"].detach())
         return self.plan
 
