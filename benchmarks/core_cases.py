@@ -207,7 +207,9 @@ class Meter:
             self.used = max(self.used, total - free)
 
     def watch_card(self) -> None:
-        """From now on, also between two looks."""
+        """From now on, also between two looks; without what is left of loading the model."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         self._watch = CardWatch()
 
     def rollout(self, generate: Callable[..., Any]) -> Callable[..., Any]:
