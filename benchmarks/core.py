@@ -30,6 +30,7 @@ from benchmarks.core_cases import CASES, make_model
 from benchmarks.core_peers import CONTENDERS as PEERS
 from pipeline.places import ROOT
 from pipeline.provenance import environment
+from stages.training import GROWING_SEGMENTS
 
 Row = dict[str, Any]
 OURS = ("core", "core_vllm")
@@ -115,7 +116,8 @@ def variables(contender: str, chosen: argparse.Namespace) -> dict[str, str]:
     site = {**dict.fromkeys(OURS, ""), "unsloth": chosen.unsloth_site}.get(contender, chosen.trl_site)
     paths = [site, str(ROOT), os.environ.get("PYTHONPATH", "")]
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return os.environ | offline | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    ours = GROWING_SEGMENTS if contender == "core" else {}  # as the stage's process is started
+    return ours | os.environ | offline | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def reason(text: str) -> str:

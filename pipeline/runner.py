@@ -100,7 +100,8 @@ def _run_once(
         is_spread = num_processes > 1 and stage.spreads and not is_whole(partial)
         command = [*LAUNCHER, str(num_processes)] if is_spread else WORKER
         environment = dict(os.environ) if is_spread else _of_one_process()
-        child = start_child([*command, str(recipe.folder), name], output, {**environment, **settings})
+        environment = {**stage.variables(), **environment, **settings}
+        child = start_child([*command, str(recipe.folder), name], output, environment)
     try:
         _wait(child, partial, lambda progress: watch(name, progress))
     except BaseException:

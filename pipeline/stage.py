@@ -74,6 +74,10 @@ class Stage(BaseModel, ABC):
         """About how many bytes this stage will have on disk at most, as far as that is known before it starts."""
         return 0
 
+    def variables(self) -> dict[str, str]:
+        """Environment variables that its process is started with; what is set already stays."""
+        return {}
+
     @classmethod
     def reference_fields(cls) -> dict[str, str]:
         """Field name -> the kind of artifact it wants, for every field that holds references."""

@@ -16,6 +16,7 @@ are not computed again; reward hacking is watched for while it could begin (`sta
 Command: `make stage STAGE=r1_zero`, or as part of `make r1-zero`; `STAGE=final_rl` for the final RL of `make r1-full`
 """
 
+import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,11 @@ class GRPO(TrainingStage, SamplingStage):
         """The same stage with the limits of a phase."""
         length, count = self.max_completion_length * phase.length, self.num_generations * phase.generations
         return self.model_copy(update={"max_completion_length": round(length), "num_generations": round(count)})
+
+    def variables(self) -> dict[str, str]:
+        """vLLM in the process has an allocator of its own beside torch's, which refuses blocks that grow."""
+        has_vllm = self.sampler in ("auto", "vllm") and importlib.util.find_spec("vllm") is not None
+        return {} if has_vllm else super().variables()
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Trains and saves the model; returns means over the last tenth of the steps.

@@ -18,6 +18,8 @@ from stages.engines.checkpoints import KEPT
 MERGE_FILE = "merge.json"
 CUDA_OPTIMISERS = ("8bit", "4bit", "paged", "ademamix")
 """What the names of optimisers have in them whose kernels need CUDA."""
+GROWING_SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""Lets the blocks of torch's allocator grow on CUDA: large tensors that come and go leave no gaps between them."""
 
 
 class Lora(BaseModel):
@@ -63,6 +65,9 @@ class TrainingStage(Stage, ABC):
     )
     gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
     save_steps: Runtime[int] = Field(20, ge=1, description="steps between checkpoints to resume from")
+
+    def variables(self) -> dict[str, str]:
+        return GROWING_SEGMENTS
 
     def room_bytes(self, inputs: Inputs) -> int:
         """The checkpoints that are kept, one more while it is written, one that the hacking alarm may hold, and the

@@ -16,6 +16,7 @@ from pipeline.errors import ArtifactError
 from pipeline.lock import run_lock
 from pipeline.stage import Workdir, read_jsonl
 from tests.conftest import TOY_CLI
+from tests.toy_stages import TOYS
 
 
 def states(output: str) -> dict[str, str]:
@@ -192,6 +193,16 @@ def test_a_disk_without_room_is_said_before_a_stage_starts(toy, r1, monkeypatch)
     code, output = r1("run", "toy")
     assert code == 2
     assert "MiB free" in output
+
+
+def test_a_stages_process_gets_its_variables_unless_they_are_set(toy, r1, monkeypatch):
+    write = f"import os, sys; open('{toy}/soup', 'a').write(os.environ['SOUP'] + ' '); sys.exit(1)"
+    monkeypatch.setattr(runner, "WORKER", [sys.executable, "-c", write])
+    monkeypatch.setattr(TOYS["count"], "variables", lambda self: {"SOUP": "hot"})
+    r1("run", "toy")
+    monkeypatch.setenv("SOUP", "cold")
+    r1("run", "toy")
+    assert (toy / "soup").read_text() == "hot cold "
 
 
 def test_ctrl_c_stops_the_stage_leaves_no_process_and_the_same_command_goes_on(toy):

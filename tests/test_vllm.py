@@ -77,6 +77,17 @@ def test_an_engine_that_samples_from_another_model_ends_the_stage(
         trained_with(3.0, base, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "has_vllm", "grows"),
+    [("auto", True, False), ("vllm", True, False), ("auto", False, True), ("transformers", True, True)],
+)
+def test_the_allocators_blocks_grow_only_without_vllm_in_the_process(
+    sampler: str, has_vllm: bool, grows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if has_vllm else None)
+    assert bool(toy(sampler=sampler).variables()) == grows
+
+
 # --- on a GPU -------------------------------------------------------------------------------------
 
 
