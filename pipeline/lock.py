@@ -54,7 +54,8 @@ def _locked(path: Path, what: str, patience_s: float = 0.0) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise ResourceError(f"{path.parent} cannot be written: {error.strerror}", hint="set R1_RUNS=FOLDER") from None
+        sentence = f"{error.filename} cannot be written: {error.strerror}"
+        raise ResourceError(sentence, hint="set R1_RUNS=FOLDER") from None
     with file:
         _acquire(file, what, time.monotonic() + patience_s)
         file.truncate(0)

@@ -12,11 +12,15 @@ from pipeline.report_run import Run, StageRecord, read_rows
 
 MAX_SHOWN_CHARACTERS = 6000  # of one completion
 MARKS = re.compile(r"(</?[A-Za-z_]{1,20}>|<\|[^|<>]{1,40}\|>)")  # whatever looks like a tag or a special token
-# Control characters become their pictures (U+2400 ...), characters that turn the direction of writing their
-# number, lone surrogates (which UTF-8 cannot hold) the sign for a character that could not be read.
+# Control characters become their pictures (U+2400 ...) or, as all that is not seen or turns the direction of writing,
+# their number; lone surrogates (which UTF-8 cannot hold) the sign for a character that could not be read.
+UNSEEN = (
+    *(*range(0x7F, 0xA0), 0xAD, 0x61C, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070)),
+    *(0xFEFF, *range(0xE0000, 0xE0080)),
+)
 VISIBLE: dict[int, int | str] = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    **{code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+    **{code: f"[U+{code:04X}]" for code in UNSEEN},
     **dict.fromkeys(range(0xD800, 0xE000), "�"),
 }
 

@@ -90,6 +90,27 @@ def test_pickled_weights_are_refused_and_not_run(base: Path, tmp_path: Path) -> 
     assert not (tmp_path / "planted").exists()
 
 
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ('{"weight_map": {"lm_head.weight": "../outside.safetensors"}}', "outside its folder"),
+        ('{"weight_map": {"lm_head.weight": "/etc/passwd"}}', "outside its folder"),
+        ('{"weight_map": {"lm_head.weight": 7}}', "damaged"),
+        ('{"weight_map": ["model.safetensors"]}', "damaged"),
+        ('{"weight_map": {', "damaged"),
+        ("\xff", "damaged"),
+    ],
+)
+def test_an_index_of_weights_that_is_torn_or_leads_out_of_its_folder_is_a_sentence(
+    index: str, said: str, base: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "model")
+    shutil.copy(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index, encoding="latin-1")
+    with pytest.raises(ModelError, match=said):
+        load_model(folder, device="cpu")
+
+
 @pytest.mark.parametrize("config_class", [GRPOConfig, SFTConfig, RewardConfig])
 @pytest.mark.parametrize("name", ["trust_remote_code", "push_to_hub", "hub_token", "hub_model_id"])
 def test_no_stage_can_be_told_to_run_code_or_to_send_anything_away(name: str, config_class: type) -> None:

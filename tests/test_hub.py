@@ -1,6 +1,8 @@
-"""A hub that fails half-way is tried again (by huggingface_hub); one that never gets to the end is a sentence."""
+"""A hub that fails half-way is tried again (by huggingface_hub); one that never gets to the end is a sentence, and so
+is one whose files are called like places outside the cache."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -116,3 +118,15 @@ def test_a_hub_that_never_gets_to_the_end_is_tried_again_and_then_a_sentence(hub
     assert "SAID the model at toys/llama cannot be read: " in said
     assert "HF_HUB_OFFLINE=1" in said and "Traceback" not in said
     assert hub.num_tries > 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("hub", [0], indirect=True)
+def test_a_file_of_the_hub_that_is_called_like_a_place_elsewhere_is_refused(
+    hub: ToyHub, toy_model: Path, tmp_path: Path
+) -> None:
+    (toy_model / "model.safetensors").rename(toy_model / "evil.safetensors")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "../../../evil.safetensors"}}
+    (toy_model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "SAID the model at toys/llama cannot be read: Invalid filename" in load_from(hub, tmp_path)
+    assert list(tmp_path.rglob("evil*")) == [toy_model / "evil.safetensors"]

@@ -43,6 +43,13 @@ def test_a_second_run_says_who_has_it_since_when_and_leaves(toy, r1, at_work):
     assert at_work.poll() is None
 
 
+def test_something_else_in_the_place_of_a_lock_is_named(tmp_path):
+    (tmp_path / "run/.lock").mkdir(parents=True)
+    said = r"run/\.lock cannot be written: Is a directory"
+    with pytest.raises(ResourceError, match=said), run_lock(tmp_path / "run"):
+        pass
+
+
 def test_a_killed_run_is_free_at_once_and_its_stage_is_waited_for(toy, r1, at_work):
     at_work.kill()
     at_work.wait()

@@ -243,7 +243,8 @@ def test_text_from_a_model_stays_text(run_dir: Path) -> None:
     assert not {"script", "img", "iframe", "object", "link"} & page.tags
     assert "<script>alert(1)</script>" in page.words
     assert "</pre></div><img src=x onerror=alert(2)> {{ 7 * 7 }} {% raw %}" in page.words
-    assert "[U+202E]right to left[U+202C] ␛[31mred␇ � a lone surrogate" in page.words
+    assert "[U+202E]right to left[U+202C] ␛[31mred␇ � a lone surrogate, " in page.words
+    assert "[U+200F][U+009B]4[U+200B]2[U+E0041]" in page.words
 
 
 def test_chinese_and_tags_are_shown(page: str) -> None:

@@ -20,7 +20,7 @@ BASE = "path:models/mini-base"
 HOSTILE = (
     "<script>alert(1)</script>",
     "</pre></div><img src=x onerror=alert(2)> {{ 7 * 7 }} {% raw %}",
-    "\u202eright to left\u202c \x1b[31mred\x07 \ud800 a lone surrogate",
+    "\u202eright to left\u202c \x1b[31mred\x07 \ud800 a lone surrogate, \u200f\x9b4\u200b2\U000e0041",
     "<think> 先算 3 + 4 = 7,再加 5 得 12。 </think><answer> 12 </answer><|endoftext|>",
 )
 NUM_STEPS = 80

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ModelError, ResourceError
+from pipeline.places import stays_inside
 from pipeline.stage import ModelSource
 from stages.engines import ranks
 
@@ -267,12 +268,24 @@ def _check_safetensors(source: ModelSource) -> None:
     folder = Path(source.path)
     if not (folder / "config.json").is_file():
         raise ModelError(f"there is no model at {folder} (config.json is missing)")
-    index = folder / "model.safetensors.index.json"
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    for name in sorted(names):
+    for name in _weight_files(folder / "model.safetensors.index.json"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing", hint="make the stage again with REBUILD=STAGE")
         _check_length(folder / name)
+
+
+def _weight_files(index: Path) -> list[str]:
+    """The names of a model's weight files, all in its own folder."""
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        outside = [name for name in names if not stays_inside(name)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModelError(f"{index} is damaged: it does not say which files hold the weights") from None
+    if outside:
+        raise ModelError(f"{index} names a file outside its folder: {outside[0]}")
+    return names
 
 
 def _check_length(path: Path) -> None:
