@@ -1,10 +1,11 @@
-"""What it costs an undisturbed run that it can be killed anywhere: the share of its own time spent on that.
+"""What it costs an undisturbed run that it can be killed and fed anything: the share of its own time spent on that.
 
     python -m benchmarks.reliability_cost    # writes docs/results/reliability-cost.json
 
 Trains r1_zero of the mini scale for 10 steps with a checkpoint at the end (the default is one in 20) and takes the time
 of everything that is there for the case of a kill: writing and sealing checkpoints, flushing and publishing the
-artifact, the lock. One process, so that a busy machine slows both parts of the ratio alike.
+artifact, the lock; and of all judging, of which a trusting verifier would have to do the most part too. One process, so
+that a busy machine slows both parts of the ratio alike.
 """
 
 import os
@@ -21,6 +22,8 @@ from pipeline.places import ROOT
 from pipeline.plan import STAMP, partial_folder, record_of
 from pipeline.provenance import environment
 from pipeline.recipe import Recipe, load_recipe
+from stages import grpo
+from stages.rewards import accuracy
 
 RESULT = ROOT / "docs/results/reliability-cost.json"
 ARGS = ("grpo.max_steps=10", "grpo.save_steps=10")
@@ -36,6 +39,8 @@ def main() -> None:
     timed(PipelineTrainer, "_save_checkpoint")
     timed(worker, "publish")
     timed(worker, "stage_lock")
+    timed(accuracy, "check_many")
+    timed(grpo, "check_many")
     with tempfile.TemporaryDirectory() as folder:
         recipe = prepared(Path(folder))
         before = {name: clock() for name, clock in CLOCKS.items()}
