@@ -9,7 +9,6 @@ goes on without it.
 """
 
 import fcntl
-import logging
 import os
 import socket
 import subprocess
@@ -43,7 +42,6 @@ def run_with_prefect(recipe: Recipe, names: list[str], execute: Execute, watch: 
     except PipelineError:
         raise
     except Exception as error:
-        logging.getLogger("prefect").setLevel(logging.CRITICAL)  # it would go on about it
         say(f"Prefect is not available ({_one_line(error)}); going on without it.")
         for name in names:
             if not (recipe.folder / name).is_dir():
@@ -59,7 +57,10 @@ def _run_flow(recipe: Recipe, names: list[str], execute: Execute, watch: Watch) 
     def run_stage(name: str) -> None:
         execute(name, _both(watch, _progress_artifact(recipe, name)))
 
-    @flow(name=recipe.name, flow_run_name=recipe.run, description=recipe.description, persist_result=False)
+    # Why a flow failed is kept all the same: as JSON, not as a pickle.
+    kept: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
+
+    @flow(name=recipe.name, flow_run_name=recipe.run, description=recipe.description, **kept)
     def run_recipe() -> None:
         for name in names:
             run_stage(name)
@@ -116,6 +117,7 @@ def _both(*watches: Watch) -> Watch:
 @contextmanager
 def _server() -> Iterator[None]:
     """A Prefect server of our own for the time of one run, unless PREFECT_API_URL already names one."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what fails is said once, by us, without a traceback
     if os.environ.get("PREFECT_API_URL"):
         yield
         return
@@ -143,7 +145,6 @@ def _settings(home: Path) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_ENABLED": "false",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_API_REQUEST_TIMEOUT": str(REQUEST_LIMIT_S),  # a server that hangs is given up
         "PREFECT_CLIENT_MAX_RETRIES": "1",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",  # stages have their own logs

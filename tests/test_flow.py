@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +15,16 @@ from pipeline import flow
 from pipeline.artifact import load
 from tests.conftest import TOY_CLI
 from tests.test_machine import processes_with
+
+
+def server_of(run: "subprocess.Popen[Any]") -> psutil.Process:
+    """Its Prefect server; other runs of this machine have theirs."""
+    [server] = [child for child in psutil.Process(run.pid).children() if "uvicorn" in " ".join(child.cmdline())]
+    return server
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_run_goes_on_without_prefect_when_its_server_does_not_come_up(toy, r1, monkeypatch):
@@ -55,11 +66,24 @@ def test_prefect_shows_every_stage_and_a_killed_run_leaves_no_server_behind(toy)
     while not progress.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert progress.exists()
+    server = server_of(run)
     run.send_signal(signal.SIGKILL)
     run.wait()
     time.sleep(2)
     assert not processes_with(str(toy))
-    assert not processes_with("prefect.server.api.server")
+    assert is_gone(server)
+
+
+@pytest.mark.slow
+def test_a_failure_is_one_sentence_with_prefect_too_and_no_pickled_result_is_kept(toy):
+    command = [sys.executable, TOY_CLI, "run", "toy", "--engine", "prefect", "--args", "stages.data.trouble=data"]
+    done = subprocess.run(command, timeout=200, capture_output=True, text=True)
+    assert done.returncode == 2
+    said = done.stdout + done.stderr
+    assert said.count("stage data: ") == 1 and "Traceback" not in said, said
+    assert "going on without it" not in said
+    [kept] = (toy / "runs/.prefect/storage").glob("*")  # why the flow failed
+    assert json.loads(kept.read_text())["__exc_type__"] == "pipeline.errors.DataError"
 
 
 @pytest.mark.long
@@ -71,7 +95,7 @@ def test_a_server_that_dies_or_hangs_in_the_middle_delays_a_run_and_loses_nothin
     progress = toy / "runs/toy-mini/data.partial/progress.json"
     while not progress.exists() and run.poll() is None:
         time.sleep(0.1)
-    [server] = [child for child in psutil.Process(run.pid).children() if "uvicorn" in " ".join(child.cmdline())]
+    server = server_of(run)
     server.send_signal(number)
     try:
         said, _ = run.communicate(timeout=290)  # a server that hangs is given up after about two minutes
@@ -80,7 +104,7 @@ def test_a_server_that_dies_or_hangs_in_the_middle_delays_a_run_and_loses_nothin
     assert run.returncode == 0, said
     assert "going on without it" in said
     assert load(toy / "runs/toy-mini/eval_model", deep=True)
-    assert not processes_with("prefect.server.api.server")
+    assert is_gone(server)
 
 
 @pytest.mark.long
