@@ -17,7 +17,7 @@ from pipeline.report_run import read_run
 from pipeline.settings import read_yaml
 from stages.forecast import Device, fits, forecast, num_weights, what_would_fit
 from stages.grpo import GRPO
-from stages.memory_plan import Shape
+from stages.memory_plan import CONTEXT_BYTES, Shape
 from tests.toy_run import write_toy_run
 
 CPU = Machine("a CPU", 2, 24 * GIB, 1e12, torch_cuda="")
@@ -91,6 +91,15 @@ def test_what_would_fit_does_fit_and_what_fits_on_a_card_fits_on_every_bigger_on
             assert fitting == sorted(fitting)
             changes = [(card, what_would_fit(stage, sizes, card)) for card in cards]
             assert all(fits(stage.model_copy(update=change), sizes, card) for card, change in changes if change)
+
+
+def test_unsloths_recipe_holds_its_whole_step_in_5_gb_at_the_scale_that_its_page_names() -> None:
+    stage = load_recipe("unsloth-gsm8k", "qwen-1.5b").stages["unsloth_gsm8k"]
+    assert isinstance(stage, GRPO) and stage.lora
+    assert (stage.memory_gb, stage.lora.rank, stage.quantization) == (5, 32, "nf4")
+    for card in (Device("5 GB", 5e9, has_vllm=True), Device("80 GB", 80e9, has_vllm=True)):
+        found = forecast(stage, shape("hub:Qwen/Qwen2.5-1.5B"), card)
+        assert found and 0 < found.cache and found.peak + CONTEXT_BYTES <= 5e9  # vLLM's share would be over it
 
 
 def test_a_gpu_that_is_too_small_is_told_with_settings_that_the_command_line_takes() -> None:

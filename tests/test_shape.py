@@ -128,6 +128,12 @@ def test_every_recipe_resolves_at_every_scale_to_its_golden_text(file):
     assert file.read_text() == resolved(file), "`make golden` writes it again; read the difference"
 
 
+def test_every_recipe_with_a_page_belongs_to_every_scale_but_those_of_the_students():
+    pages = {page.stem for page in (ROOT / "docs/recipes").glob("*.md")} - {"README", "distill"}
+    scales = {scale.stem for scale in (ROOT / "configs/scales").glob("*.yaml") if not scale.stem.startswith("distill-")}
+    assert {f"{recipe}@{scale}" for recipe in pages for scale in scales} <= {file.stem for file in golden_files()}
+
+
 def test_there_is_a_golden_text_for_every_recipe_and_scale_and_no_other():
     assert set(golden_files()) == set((ROOT / "tests/golden").glob("*.yaml"))
     assert len(golden_files()) >= 10
