@@ -90,3 +90,12 @@ def test_every_recipe_of_others_has_a_page_and_a_row() -> None:
     own = {"ablations", "mini-base", "mini-student", "r1-full", "r1-zero", "r1-zero-cold-start"}
     listed = set(re.findall(r"^\| \[([\w-]+)\]", (pages / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert listed == {page.stem for page in pages.glob("*.md")} - {"README"} == set(names("recipes")) - own
+
+
+def test_every_page_of_a_recipe_says_what_the_original_is_what_to_expect_and_what_came_out() -> None:
+    for page in set((ROOT / "docs/recipes").glob("*.md")) - {ROOT / "docs/recipes/README.md"}:
+        text = page.read_text(encoding="utf-8")
+        headings = re.findall(r"^\*\*([A-Z][\w ]+?)[.*,(]", text, re.MULTILINE)
+        wanted = ["Source", "What it takes over", "Expected", "How it differs", "Result"]
+        assert [heading for heading in headings if heading in wanted] == wanted, page.stem
+        assert f"make {page.stem}" in text and "Not run: " in text
