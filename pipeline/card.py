@@ -329,7 +329,7 @@ def list_cards() -> list[str]:
 
 def load_card(name: str) -> Card:
     """The card called `name`. Raises CardError: unknown, no `r1:` block, or one that cannot be meant."""
-    for folder in card_folders():
+    for folder in card_folders() if name else ():
         readme = folder / name / "README.md"
         if readme.exists():
             front = read_front_matter(readme)

@@ -263,7 +263,8 @@ def _card(arguments: argparse.Namespace) -> None:
     from pipeline.new_card import start_card
 
     folder = start_card(arguments.name, arguments.file)
-    print(f"{folder / 'README.md'} is there; mend it, then: make card-check NAME={arguments.name}")
+    rows = f" FILE={arguments.file}" if arguments.file else ""
+    print(f"{folder / 'README.md'} is there; mend it, then: make card-check NAME={arguments.name}{rows}")
 
 
 def _card_check(arguments: argparse.Namespace) -> None:

@@ -158,7 +158,8 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
             yield tar
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileNotFoundError, IsADirectoryError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ArtifactError(f"{archive} is no packed run: {why}", hint="make one with `make pack RUN=…`") from None
+        hint = "make one with `make pack RUN=…`, and name it: FILE=…"
+        raise ArtifactError(f"{archive} is no packed run: {why}", hint) from None
 
 
 def _name_of(archive: Path) -> str:

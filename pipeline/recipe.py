@@ -42,6 +42,7 @@ from pipeline.written import (
     sized,
     valid,
 )
+from pipeline.wrong_setting import wrong_setting
 from stages import STAGES
 
 
@@ -228,14 +229,8 @@ def build_stage(name: str, kind: str, settings: Mapping[str, Any]) -> Stage:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, ("stages", name, *first["loc"])))
-        if first["type"] == "extra_forbidden":
-            word = str(first["loc"][-1])
-            raise ConfigError(
-                f"{place}: {kind} has no setting '{word}'", hint=did_you_mean(word, STAGES[kind].model_fields)
-            ) from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"  # not the whole stage
-        raise ConfigError(f"{place}: {message}{given}") from None
+        message, hint = wrong_setting(STAGES[kind], kind, first)
+        raise ConfigError(f"{place}: {message}", hint=hint) from None
 
 
 def _check_references(stages: Mapping[str, Stage]) -> None:

@@ -95,5 +95,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint: the nearest known word, if one is near, and all there are (some, where there are many)."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1)
-    listed = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
+    listed = ", ".join(known[:20]) + (" …" if len(known) > 20 else "")
     return (f"did you mean '{close[0]}'? " if close else "") + f"there is: {listed or 'none'}"

@@ -58,7 +58,7 @@ class TrainingStage(Stage, ABC):
         "auto", description="tokens of a micro-batch, padding included"
     )
     memory_gb: Runtime[float | None] = Field(
-        None, gt=0, description="GB of a GPU for the whole step, what transformers samples included; null = what is free"
+        None, gt=0, description="GB of a GPU for the whole step, with what transformers samples; null = what is free"
     )
     deterministic: Runtime[bool] = Field(
         False, description="on a GPU: the same numbers in every run, slower; a CPU always does, vLLM never promises it"

@@ -72,7 +72,9 @@ def test_a_data_set_is_one_folder(copy: Copy, tmp_path: Path) -> None:
     rows = [{"question": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(60)]
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mirror = {"R1_DATA": str(tmp_path / "data")}
-    copy.r1("card", "my_sums", "--file", str(data / "train.jsonl"), **mirror)
+    said = copy.r1("card", "my_sums", "--file", str(data / "train.jsonl"))
+    assert f"make card-check NAME=my_sums FILE={data / 'train.jsonl'}" in said
+    assert "100.0% of" in copy.r1("card-check", "my_sums", "--file", str(data / "train.jsonl"))
     assert all(name.startswith("data_cards/my_sums/") for name in copy.touched())
     assert "100.0% of" in copy.r1("card-check", "my_sums", **mirror)
     assert "my_sums" in copy.r1("cards", **mirror)

@@ -76,6 +76,8 @@ def test_the_command_prints_the_table_and_leaves_with_2_where_something_is_wrong
     assert code == 2 and "card toy: wrong: columns" in said
     code, said = r1("card-check", "toy", "--file", "nowhere.jsonl")
     assert code == 2 and "there are no rows at nowhere.jsonl" in said and "Traceback" not in said
+    code, said = r1("card-check", "")
+    assert code == 2 and "there is no data card ''" in said and "there is: " in said
 
 
 @pytest.mark.parametrize(("name", "sentence"), [("Two words", "cannot name a card"), ("gsm8k", "already")])

@@ -99,7 +99,7 @@ def test_unsloths_recipe_holds_its_whole_step_in_5_gb_at_the_scale_that_its_page
     assert (stage.memory_gb, stage.lora.rank, stage.quantization) == (5, 32, "nf4")
     for card in (Device("5 GB", 5e9, has_vllm=True), Device("80 GB", 80e9, has_vllm=True)):
         found = forecast(stage, shape("hub:Qwen/Qwen2.5-1.5B"), card)
-        assert found and 0 < found.cache and found.peak + CONTEXT_BYTES <= 5e9  # vLLM's share would be over it
+        assert found and found.cache > 0 and found.peak + CONTEXT_BYTES <= 5e9  # vLLM's share would be over it
 
 
 def test_a_gpu_that_is_too_small_is_told_with_settings_that_the_command_line_takes() -> None:

@@ -105,6 +105,8 @@ def test_what_is_no_packed_run_is_one_sentence(tmp_path: Path, r1: Any) -> None:
     assert code == 2 and "is no packed run" in output
     code, output = r1("unpack", str(tmp_path / "nowhere.tar.gz"))
     assert code == 2 and "is no packed run" in output
+    code, output = r1("unpack", "")
+    assert code == 2 and "name it: FILE=…" in output
 
 
 def test_an_archive_needs_a_folder_that_is_there(run_dir: Path, tmp_path: Path) -> None:

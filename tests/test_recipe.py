@@ -99,6 +99,31 @@ def test_a_mistake_in_a_recipe_is_one_sentence(toy, r1, recipe, sentence):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize(
+    ("arg", "sentence", "hint"),
+    [
+        ("grpo.lora.rnk=3", "lora.rnk: lora has no setting 'rnk'", "did you mean 'rank'? there is: rank, alpha,"),
+        ("grpo.rewards=[{kind: format, weigth: 3}]", "format has no setting 'weigth'", "did you mean 'weight'?"),
+        ("grpo.rewards=[{kind: acuracy}]", "rewards.0: there is no kind 'acuracy'", "did you mean 'accuracy'?"),
+        ("grpo.rewards=[{kind:accuracy}]", "rewards.0: its kind is not said", "with a space behind the colon"),
+        ("grpo.rewards=[accuracy]", "rewards.0: its kind is not said", "write `{kind: NAME}`"),
+        ("grpo.rewards=accuracy", "rewards: Input should be a valid list (given: 'accuracy')", ""),
+        ("grpo.num_generatons=3", "grpo has no setting 'num_generatons'", "did you mean 'num_generations'?"),
+    ],
+)
+def test_a_mistake_deep_inside_a_setting_is_told_with_the_names_there(arg: str, sentence: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("r1-zero", "mini", args=[arg])
+    assert sentence in caught.value.message and hint in caught.value.hint
+
+
+@pytest.mark.parametrize(("kind", "recipe", "scale"), [("recipes", "typo", "mini"), ("scales", "r1-zero", "typo")])
+def test_the_hint_names_every_recipe_and_every_scale(kind: str, recipe: str, scale: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, scale)
+    assert [name for name in names(kind) if name not in caught.value.hint] == []
+
+
 @pytest.mark.parametrize("published", ["a notebook", "{source: a}", "{source: a, curves: {pass_at_1: {soon: 0.5}}}"])
 def test_a_published_result_has_a_source_and_points(toy, published):
     write(toy, "recipes/toy", f"published: {published}\nstages: {{data: {{kind: count}}}}")
