@@ -27,7 +27,7 @@ JOBS ?= 1
 MINUTES ?= inf
 
 RECIPES := $(notdir $(basename $(wildcard configs/recipes/*.yaml)))
-CHOICE = --scale $(SCALE) $(if $(RUN),--run $(RUN)) $(if $(ARGS),--args $(ARGS))
+CHOICE = --scale $(SCALE) $(if $(RUN),--run $(RUN)) $(if $(ARGS),--args '$(subst ','\'',$(ARGS))')
 PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
 MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
 R1 := @$(PY) -m pipeline

@@ -1,6 +1,8 @@
 """Recipes: the layers, the graph, and one clear sentence for every mistake."""
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -271,6 +273,18 @@ def test_mappings_merge_and_lists_are_replaced():
     assert merged({"a": {"b": 1, "c": [1]}}, {"a": {"c": [2]}}) == {"a": {"b": 1, "c": [2]}}
     assert merged({"a": {"b": 1}}, {"a": None}) == {"a": None}
     assert parse_assignments(["a.b=1", "a.c=[2]"]) == {"a": {"b": 1, "c": [2]}}
+    assert parse_assignments([]) == {}
+
+
+def test_what_make_hands_over_is_what_was_written_with_spaces_braces_and_quotes() -> None:
+    written = "a.b=[{kind: x}, {kind: y,w: 0.1}]  c={d:1,e:2} f='two words'"
+    shown = subprocess.run(
+        ["make", "-n", "show", f"ARGS={written}"], cwd=CONFIGS.parent, capture_output=True, text=True
+    )
+    command = shlex.split(shown.stdout.splitlines()[-1])
+    found = parse_assignments(command[command.index("--args") + 1 :])
+    assert found["a"] == {"b": [{"kind": "x"}, {"kind": "y", "w": 0.1}]} and found["f"] == "two words"
+    assert parse_assignments(written.split()) == found  # as a shell takes it apart
 
 
 def test_every_kind_of_stage_names_itself_and_what_it_makes():
