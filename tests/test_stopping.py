@@ -20,7 +20,7 @@ from tests.test_machine import processes_with
 from tests.test_pretrain import run as pretrain
 from tests.test_pretrain import stage as pretrain_stage
 
-SLOW = ["--args", "stages.data.n=100", "stages.data.pause_s=0.1"]
+SLOW = ["--args", "stages.data.n=600", "stages.data.pause_s=0.1"]  # a minute: on a busy machine the signal comes late
 
 
 def at_work(toy: Path, *words: str) -> "subprocess.Popen[str]":
