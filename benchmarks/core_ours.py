@@ -34,8 +34,9 @@ from pipeline.stage import ModelSource, Workdir, read_jsonl
 from stages.engines import core, flat_rows, fused, grpo_loss, sft_trainer, trainers
 from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
 from stages.engines.models import attach_lora, load_model
-from stages.engines.samplers import Completion, Sampling, TrainingSampler
+from stages.engines.samplers import Completion, Sampling
 from stages.engines.sft_trainer import Evaluation, TokenBudgetSFTTrainer
+from stages.engines.training_sampler import TrainingSampler
 from stages.memory_plan import CONTEXT_BYTES, Plan
 from stages.sampling import Vllm
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from stages.engines import plain_copy, samplers
+from stages.engines import plain_copy, training_sampler
 from stages.engines.layer_weights import gathered
 from stages.engines.models import attach_lora
 from stages.engines.plain_copy import PlainCopy, can_be_plain, has_room
-from stages.engines.samplers import Sampling, TrainingSampler, TransformersSampler
+from stages.engines.samplers import Sampling, TransformersSampler
+from stages.engines.training_sampler import TrainingSampler
 from tests.test_layerwise import FAMILIES, adapted, in_4_bits
 from tests.test_samplers import PROMPTS, byte_tokenizer
 from tests.test_token_budget import trainer
@@ -93,9 +94,9 @@ def test_packed_weights_leave_only_where_they_and_the_copy_have_no_room(monkeypa
     """As on a GPU with so much memory free."""
     model = moved(attach_lora(in_4_bits(vocab_size=257), 4, 8), 0)
     monkeypatch.setattr(TrainingSampler, "_on_gpu", True)
-    monkeypatch.setattr(samplers, "has_room", lambda num_bytes, *_: num_bytes <= free[-1] / 2)
-    monkeypatch.setattr(samplers, "free_bytes", lambda *_: free[-1])
-    monkeypatch.setattr(samplers, "_LEAST_TOKENS", 64)
+    monkeypatch.setattr(training_sampler, "has_room", lambda num_bytes, *_: num_bytes <= free[-1] / 2)
+    monkeypatch.setattr(training_sampler, "free_bytes", lambda *_: free[-1])
+    monkeypatch.setattr(training_sampler, "_LEAST_TOKENS", 64)
     sampler, copy = TrainingSampler(model, byte_tokenizer()), PlainCopy(model)
     least = copy.num_missing_bytes - copy.num_packed_bytes + int(64 * sampler._bytes_per_token(64))
     free: list[int] = []

@@ -8,7 +8,8 @@ import torch
 from pipeline.errors import ResourceError
 from pipeline.stage import ModelSource
 from stages.engines.models import load_model
-from stages.engines.samplers import Sampler, TrainingSampler, TransformersSampler
+from stages.engines.samplers import Sampler, TransformersSampler
+from stages.engines.training_sampler import TrainingSampler
 
 if TYPE_CHECKING:
     from stages.sampling import SamplingStage
