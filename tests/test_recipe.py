@@ -279,8 +279,11 @@ def test_mappings_merge_and_lists_are_replaced():
 def test_what_make_hands_over_is_what_was_written_with_spaces_braces_and_quotes() -> None:
     written = "a.b=[{kind: x}, {kind: y,w: 0.1}]  c={d:1,e:2} f='two words'"
     shown = subprocess.run(
-        ["make", "-n", "show", f"ARGS={written}"], cwd=CONFIGS.parent, capture_output=True, text=True
-    )
+        ["make", "--no-print-directory", "-n", "show", f"ARGS={written}"],
+        cwd=CONFIGS.parent,
+        capture_output=True,
+        text=True,
+    )  # a make inside `make test` would end its output with the folder that it leaves
     command = shlex.split(shown.stdout.splitlines()[-1])
     found = parse_assignments(command[command.index("--args") + 1 :])
     assert found["a"] == {"b": [{"kind": "x"}, {"kind": "y", "w": 0.1}]} and found["f"] == "two words"
