@@ -40,7 +40,7 @@ from pipeline.stage import Inputs
 WORKER = [sys.executable, "-m", "pipeline", "_stage"]
 LAUNCHER = [sys.executable, "-m", "pipeline", "_launch"]
 GRACE_S = 60.0
-_ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+")
+_ERROR = re.compile(r"(?<=^error: ).+|\b(?:\w+\.)*\w*(?:Error|Exception): .+")
 
 Watch = Callable[[str, dict[str, Any]], None]  # (stage, content of progress.json) -> None
 

@@ -274,6 +274,7 @@ def test_progress_counts_the_seconds_before_a_resume(tmp_path):
 def test_a_failure_is_told_by_the_last_error_in_the_log_not_by_what_libraries_say_after_it():
     lines = ["Traceback:", "[rank0]: ValueError: no room", "[rank0]: Warning: destroy_process_group() was not called"]
     assert runner._last_words(lines) == "ValueError: no room"
+    assert runner._last_words(["error: data is damaged", "hint: make it again"]) == "data is damaged"
     assert runner._last_words(["killed by the moon"]) == "killed by the moon"
     assert runner._last_words([]) == ""
 

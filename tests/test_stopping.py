@@ -24,8 +24,8 @@ SLOW = ["--args", "stages.data.n=600", "stages.data.pause_s=0.1"]  # a minute: o
 
 
 def at_work(toy: Path, *words: str) -> "subprocess.Popen[str]":
-    """A run in the middle of its first stage."""
-    command = [sys.executable, TOY_CLI, "run", "toy", *words]
+    """A run in the middle of its first stage, which hears SIGHUP even if these tests run under nohup."""
+    command = ["env", "--default-signal=HUP", sys.executable, TOY_CLI, "run", "toy", *words]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     progress = toy / "runs/toy-mini/data.partial/progress.json"
     while not progress.exists() and run.poll() is None:
