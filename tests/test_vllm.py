@@ -8,20 +8,25 @@ The tests marked `gpu` need CUDA, vLLM and `models/smollm2-135m` (`make smollm2`
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
+from pipeline.artifact import read_json
 from pipeline.errors import ModelError
+from pipeline.places import ROOT
 from pipeline.stage import read_jsonl
 from stages.engines import grpo_run
 from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
 from stages.engines.samplers import Sampling, TransformersSampler
 from tests.test_grpo import toy, train
+from tests.torture import kill
 from tests.toy_model import save_toy_model
 
 
@@ -115,3 +120,50 @@ def test_the_engine_follows_the_adapter_and_says_the_same_after_a_sleep(way: str
 def test_nf4_training_with_vllm_runs_and_the_engines_agree() -> None:
     gaps = measured("train")["gaps"]
     assert len(gaps) == 6 and max(gaps[::2]) < 0.05
+
+
+FEW_STEPS = [
+    *("stages.r1_zero.rewards=[{kind: soft_overlong_punishment, soft_punish_cache: 0.99}]", "grpo.quantization=nf4"),
+    *("grpo.max_steps=8", "grpo.save_steps=1", "grpo.num_problems=8", "grpo.num_generations=8"),
+    *("grpo.max_completion_length=64", "grpo.vllm.gpu_memory_utilization=0.2", "grpo.vllm.max_model_len=512"),
+    *("grpo.vllm.enforce_eager=true", "grpo.vllm.attention_backend=FLASH_ATTN"),
+]
+
+
+def adapter_folders() -> set[Path]:
+    return set(Path("/dev/shm").glob("r1-adapters-*"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("victim", ["stage", "runner", "all"])
+def test_nothing_of_vllm_outlives_a_kill_and_the_same_command_goes_on(
+    victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R1_RUNS", str(tmp_path))
+    where = [
+        "--scale",
+        "smollm2-135m-countdown",
+        "--run",
+        "x",
+        "--engine",
+        "plain",
+        "--from",
+        "r1_zero",
+        "--until",
+        "r1_zero",
+    ]
+    command = [sys.executable, "-m", "pipeline", "run", "r1-zero", *where, "--args", *FEW_STEPS]
+    folders, (free, _) = adapter_folders(), torch.cuda.mem_get_info()
+    process = subprocess.Popen(command, cwd=ROOT)
+    progress = tmp_path / "x/r1_zero.partial/progress.json"
+    while process.poll() is None and not (progress.exists() and read_json(progress)["step"] >= 2):
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children and free - torch.cuda.mem_get_info()[0] > 2**30  # the engine is there
+    assert kill(process.pid, victim) == victim
+    _, alive = psutil.wait_procs(children, timeout=90)  # without its runner a stage saves and leaves
+    assert not alive and process.wait(90)
+    assert free - torch.cuda.mem_get_info()[0] < 2**28
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    assert [row["step"] for row in read_jsonl(tmp_path / "x/r1_zero/metrics.jsonl")] == list(range(1, 9))
+    assert adapter_folders() == folders
