@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,7 @@ class Gpu:
     total_bytes: float
     free_bytes: float
     driver: str
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,24 +87,37 @@ def this_machine() -> Machine:
 
 def _gpus() -> tuple[Gpu, ...]:
     """The GPUs that a process may use, as `CUDA_VISIBLE_DEVICES` has it; none without a driver."""
-    ask = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"]
+    facts = "--query-gpu=name,memory.total,memory.free,driver_version,uuid"
+    ask = ["nvidia-smi", facts, "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
     gpus = tuple(gpu for line in done.stdout.splitlines() if (gpu := parse_gpu(line)))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return gpus
-    return gpus[: len([name for name in visible.split(",") if name.strip() not in ("", "-1")])]
+    return gpus if visible is None else tuple(_chosen(gpus, visible))
+
+
+def _chosen(gpus: tuple[Gpu, ...], visible: str) -> Iterator[Gpu]:
+    """Those that `visible` names by number or UUID, in its order; CUDA ends the list at the first it cannot find."""
+    for name in map(str.strip, visible.split(",")):
+        if name.isdecimal():
+            found = gpus[int(name) : int(name) + 1]
+        elif name.startswith("MIG"):
+            found = gpus[:1]  # a part of a card, and nvidia-smi does not say of which
+        else:
+            found = tuple(gpu for gpu in gpus if name and gpu.uuid.startswith(name))
+        if not found:
+            return
+        yield found[0]
 
 
 def parse_gpu(line: str) -> Gpu | None:
-    """A line of `nvidia-smi`: `NVIDIA H100 80GB HBM3, 81559, 81000, 580.95.05`; None for any other."""
+    """A line of `nvidia-smi`: `NVIDIA H100 80GB HBM3, 81559, 81000, 580.95.05, GPU-d1f2…`; None for any other."""
     words = [word.strip() for word in line.split(",")]
-    if len(words) != 4 or not words[1].isdigit() or not words[2].isdigit():
+    if len(words) != 5 or not words[1].isdecimal() or not words[2].isdecimal():
         return None
-    return Gpu(words[0], int(words[1]) * 2.0**20, int(words[2]) * 2.0**20, words[3])
+    return Gpu(words[0], int(words[1]) * 2.0**20, int(words[2]) * 2.0**20, *words[3:])
 
 
 def _torch_cuda() -> str | None:
