@@ -42,7 +42,7 @@ def num_processes(launch: str, wanted: str | None) -> int:
             "LAUNCH=ddp takes a process for each GPU, and this machine has none",
             hint="leave LAUNCH out; PROCESSES=2 tries it on the CPU",
         )
-    count = int(wanted) if wanted and wanted.isdigit() else num_gpus if wanted is None else 0
+    count = int(wanted) if wanted and wanted.isdecimal() else num_gpus if wanted is None else 0
     if count < 1 or (num_gpus and count > num_gpus):
         there = f"there are {num_gpus} GPUs" if num_gpus else "a number of processes belongs there"
         raise ConfigError(f"PROCESSES={wanted}: {there}", hint="leave PROCESSES out to use every GPU")
