@@ -19,6 +19,7 @@ from pipeline.artifact import MANIFEST, damage, read_json
 from pipeline.errors import ArtifactError
 from pipeline.report_measures import Measure, Measures, finite
 from pipeline.stage import read_jsonl
+from pipeline.written import Published
 
 RUNNING_WITHIN_S = 120.0  # a partial folder whose progress is older than this counts as cut off
 
@@ -196,7 +197,7 @@ def _read_one(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Ru
         for name, settings in planned.items()
         if isinstance(settings, dict)
     ]
-    seed, published = recipe.get("seed"), recipe.get("published") or {}
+    seed, published = recipe.get("seed"), _published(recipe.get("published"), notes)
     return Run(
         path=run_dir,
         recipe=str(recipe.get("recipe") or "unknown recipe"),
@@ -206,12 +207,18 @@ def _read_one(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Ru
         description=str(recipe.get("description") or ""),
         stages=stages,
         notes=notes,
-        published={
-            metric: sorted((int(step), float(value)) for step, value in points.items())
-            for metric, points in (published.get("curves") or {}).items()
-        },
-        source=str(published.get("source") or ""),
+        published={metric: sorted(points.items()) for metric, points in published.curves.items()},
+        source=published.source,
     )
+
+
+def _published(raw: Any, notes: list[str]) -> Published:
+    nothing = Published(source="", curves={})
+    try:
+        return Published.model_validate(raw) if raw else nothing
+    except ValidationError:
+        notes.append("recipe.json does not say what others have published as points by step: they are not drawn.")
+        return nothing
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
