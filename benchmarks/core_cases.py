@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 GIB = 2**30
+MODELS = Path("/tmp/models")
+"""Where models with random weights are made."""
 RANK = 32
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # model type, hidden, layers, heads, key-value heads, intermediate, vocabulary, tied head
@@ -150,7 +152,7 @@ def limit_memory(cap_gib: float) -> None:
         return
     cap, total = int(cap_gib * GIB), torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total))
-    torch.cuda.mem_get_info = lambda *_: (max(0, cap - torch.cuda.memory_reserved()), cap)  # type: ignore[assignment]
+    torch.cuda.mem_get_info = lambda *_: (max(0, cap - torch.cuda.memory_reserved()), cap)
 
 
 class CardWatch:
