@@ -49,8 +49,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {error}") from None
+
+
+def read_or_empty(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; an empty one when there is none that can be read."""
+    try:
+        found = read_json(path)
+    except (ArtifactError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,8 +10,7 @@ from contextlib import suppress
 from statistics import median
 from typing import Any
 
-from pipeline.artifact import MANIFEST, read_json
-from pipeline.errors import ArtifactError
+from pipeline.artifact import MANIFEST, read_or_empty
 from pipeline.places import runs_folder
 from pipeline.plan import DONE, RESUME, Line, partial_folder, record_of
 from pipeline.provenance import hardware
@@ -33,15 +32,17 @@ def _left(recipe: Recipe, line: Line) -> float | None:
     whole = whole_seconds(recipe, line.stage)
     if whole is None or line.state != RESUME:
         return whole
-    progress = _read(partial_folder(recipe.folder, line.stage) / "progress.json")
+    progress = read_or_empty(partial_folder(recipe.folder, line.stage) / "progress.json")
     return max(0.0, whole - float(progress.get("seconds") or 0))
 
 
 def _measured(recipe: Recipe, stage: str) -> float | None:
     """The median seconds of the finished stages that did the same on a machine like this one."""
     asked = _work(record_of(recipe, stage))
-    folders = (run for run in runs_folder().glob("*") if _read(run / "recipe.json").get("scale") == recipe.scale)
-    manifests = (_read(run / stage / MANIFEST) for run in folders if (run / stage).is_dir())
+    folders = (
+        run for run in runs_folder().glob("*") if read_or_empty(run / "recipe.json").get("scale") == recipe.scale
+    )
+    manifests = (read_or_empty(run / stage / MANIFEST) for run in folders if (run / stage).is_dir())
     seconds = [found for manifest in manifests if (found := _seconds_of_same(manifest, asked)) is not None]
     return median(seconds) if seconds else None
 
@@ -63,12 +64,3 @@ def _work(record: dict[str, Any]) -> tuple[Any, ...]:
 def _machine(record: dict[str, Any]) -> tuple[Any, ...]:
     """Which machine it was. The GPU is left out: the runner imports no torch and cannot name its own."""
     return tuple(record[name] for name in ("cpu", "cores", "memory_gib"))
-
-
-def _read(path: Any) -> dict[str, Any]:
-    """A JSON object, or an empty one: an estimate never stands in the way."""
-    try:
-        found = read_json(path)
-    except (ArtifactError, OSError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.artifact import write_json
 from pipeline.console import console, progress_bars, show_done, show_note, show_plan
-from pipeline.errors import ConfigError, Interrupted
+from pipeline.errors import ConfigError, interrupt
 from pipeline.estimates import expected_seconds
 from pipeline.launch import num_processes
 from pipeline.lock import run_lock
@@ -46,7 +46,7 @@ def execute(
     count = num_processes(launch, processes)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
     with run_lock(recipe.folder):
         lines = prepare(recipe, wanted, rebuild)
         announce(recipe, lines, wanted)
@@ -81,7 +81,3 @@ def _run_plain(recipe: Recipe, names: list[str], make: Any, watch: Watch, say: A
     for name in names:
         make(name, watch)
         write_views(recipe.folder)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise Interrupted("stopped by a signal; what was done is kept", hint="the same command goes on from here")

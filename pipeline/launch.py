@@ -51,7 +51,7 @@ def num_processes(launch: str, wanted: str | None) -> int:
 
 def run_processes(command: Sequence[str], count: int) -> int:
     """Runs `command` `count` times as the ranks of one group; returns 0, or the code of the first that failed."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     children = [
         subprocess.Popen(
             command,
@@ -96,7 +96,8 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

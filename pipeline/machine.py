@@ -11,11 +11,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from pipeline.places import runs_folder
-from pipeline.provenance import hardware
+from pipeline.provenance import hardware, version_of
 
 GIB = 2**30
 # The oldest driver for each CUDA (NVIDIA's table of minor version compatibility).
@@ -81,7 +80,7 @@ def this_machine() -> Machine:
         free_disk_bytes=float(shutil.disk_usage(folder).free),
         gpus=_gpus(),
         torch_cuda=_torch_cuda(),
-        vllm=_version("vllm"),
+        vllm=version_of("vllm"),
     )
 
 
@@ -128,13 +127,6 @@ def _torch_cuda() -> str | None:
         return None
     named = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", file.read_text(encoding="utf-8"), re.MULTILINE)
     return named[1] if named else ""
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _major(version: str) -> int:

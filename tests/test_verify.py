@@ -63,7 +63,7 @@ def test_a_flipped_bit_in_a_large_file_is_found_by_verify(tmp_path):
 @pytest.mark.parametrize(
     "manifest",
     [
-        *("", "{", "[]", "{}", "\0\0\0", '{"format": 1}', '{"format": 1, "files": []}'),
+        *("", "{", "[]", "{}", "\0\0\0", "[" * 100_000, '{"format": 1}', '{"format": 1, "files": []}'),
         *('{"format": 1, "files": {"a": 1}}', '{"format": 1, "files": {"a": {"size": "1"}}}'),
     ],
 )
