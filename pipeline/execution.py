@@ -43,7 +43,7 @@ def execute(
     def make(name: str, watch: Watch) -> None:
         show_done(run_in_process(recipe, name, watch, console.print, count).manifest)
 
-    count = num_processes(launch, processes)
+    count, run = num_processes(launch, processes), _engine(engine)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, interrupt)
@@ -58,7 +58,7 @@ def execute(
             write_json(recipe.folder / "recipe.json", recipe.as_json())
             try:
                 with progress_bars() as watch:
-                    _engine(engine)(recipe, todo, make, watch, console.print)
+                    run(recipe, todo, make, watch, console.print)
             finally:
                 with suppress(OSError):  # a full disk has its own sentence already
                     write_views(recipe.folder)
