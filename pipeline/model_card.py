@@ -3,7 +3,7 @@
 Reads manifests, `mix.json` and the measurements of a run through `report_run`; writes what the model is, which
 stages and data made it, under which licences, what was measured, and how to load it with transformers, PEFT and
 vLLM. Like the report it is a view: nothing is measured here, the card is no part of the sealed files, and it is
-written again whenever the report is. Which words a metric means is told in the report.
+written again whenever the report is. The report explains what each metric means.
 
     make report RUN=NAME
 """
