@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,7 @@ def main() -> None:
     parser.add_argument("--cap-gib", type=float, default=0.0)
     chosen = parser.parse_args()
     require_gpu("a profile of the core")
-    case = CASES[chosen.case]
-    object.__setattr__(case, "steps", len(STEPS) * len(chosen.variants))
+    case = replace(CASES[chosen.case], steps=len(STEPS) * len(chosen.variants))
     limit_memory(chosen.cap_gib)
     model = attach_lora(load_model(chosen.model_dir, quantization="nf4"), RANK, RANK)
     meter, tokenizer, folder = Meter(), open_tokenizer(chosen.model_dir), Path(tempfile.mkdtemp())
