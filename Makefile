@@ -1,12 +1,16 @@
 # The R1 pipeline. `make` alone lists the verbs.
 #
-#   SCALE=mini|smollm2-135m|…   how big        RUN=name       the run's folder in runs/
-#   ARGS="seed=7 grpo.max_steps=20"  settings  REBUILD=stage  make this stage and what rests on it again
-#   ENGINE=prefect|plain        with or without Prefect        RECIPE=r1-zero  for plan, stage and show
-#   LAUNCH=ddp PROCESSES=2      GRPO and SFT on every GPU of this host, or on so many
-#   FROM=stage UNTIL=stage      only this part of the recipe          KILLS=200 SEED=1 JOBS=2 MINUTES=60  for torture
-#   DRY_RUN=1                   make nothing, count what the stages that make data would keep
-#   NAME=card CONFIG=… FILE=…   for card and card-check
+#   SCALE=mini|smollm2-135m|…        how big
+#   RUN=name                         the run's folder in runs/; default RECIPE-SCALE
+#   ARGS="seed=7 grpo.max_steps=20"  settings
+#   FROM=stage UNTIL=stage           only this part of the recipe
+#   REBUILD=stage                    make this stage and all that depends on it again
+#   DRY_RUN=1                        make nothing; count what the stages that make data would keep
+#   ENGINE=prefect|plain             with or without Prefect
+#   LAUNCH=ddp PROCESSES=2           GRPO and SFT on every GPU of this machine, or on so many
+#   RECIPE=r1-zero                   for plan, doctor, stage, show, report, verify and pack
+#   NAME=card CONFIG=… SPLIT=… FILE=…       for card and card-check
+#   KILLS=200 SEED=1 JOBS=2 MINUTES=60      for torture
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv

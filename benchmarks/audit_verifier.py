@@ -8,15 +8,16 @@ verdict is not the one that was decided.
 """
 
 import json
-import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
+from benchmarks import command_line, start
+from pipeline.errors import DataError
 from pipeline.places import ROOT
+from pipeline.sources import data_folder
 from stages import chat
 from stages.rewards import checkers, math_answer, numeric, sandbox
 
@@ -67,23 +68,24 @@ class Decision(NamedTuple):
     why: str
 
 
-def main() -> None:
+def main() -> int:
     """Judge, compare, write the page."""
-    folder = os.environ.get("R1_DATA")
-    if not folder or not (Path(folder) / "answer_pairs").is_dir():
-        sys.exit("error: R1_DATA does not name a folder with answer_pairs/ and multi_sample/")
+    command_line(__doc__).parse_args()
+    folder = data_folder()
+    if folder is None or not (folder / "answer_pairs").is_dir():
+        raise DataError("R1_DATA does not name a folder with answer_pairs/ and multi_sample/", "set R1_DATA=FOLDER")
     decisions = {
         name: Decision(entry["right"], entry["accepted"], entry["why"])
         for entry in yaml.safe_load(DECISIONS.read_text())
         for name in entry["rows"]
     }
-    rows = judged(completions(Path(folder)))
+    rows = judged(completions(folder))
     disputed = [row for row in rows if row.is_disputed()]
     PAGE.write_text(page(rows, disputed, decisions))
     open_ones = [row.name for row in disputed if row.name not in decisions]
     changed = [r.name for r in rows if r.name in decisions and (r.verdict == RIGHT) != decisions[r.name].accepted]
     print(f"{len(rows)} completions, {len(disputed)} disputed; undecided: {open_ones}; not as decided: {changed}")
-    sys.exit(1 if open_ones or changed else 0)
+    return 1 if open_ones or changed else 0
 
 
 class Completion(NamedTuple):
@@ -168,4 +170,4 @@ def code(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -8,10 +8,10 @@ The cases named `…whole-step…` are rows with `phase` "step": each contender 
 exactly the case's length, within the memory that the case gives of the card; `core_vllm` is the core with vLLM on the
 4-bit base. `device_used_gib` is then the most that `nvidia-smi` saw since the model was loaded, whoever took it.
 
-    python benchmarks/core.py 1.5b-256-786 --contenders core trl_qlora trl_max unsloth --unsloth-site DIR
-    python benchmarks/core.py 1.5b-256-786 --ablate             # the core without each of its levers
-    python benchmarks/core.py 1.5b-256-786 --contenders core --caps 2.0 1.8 1.7
-    python benchmarks/core.py 1.5b-whole-step-5gb --contenders core unsloth trl_max core_vllm --unsloth-site DIR
+    python -m benchmarks.core 1.5b-256-786 --contenders core trl_qlora trl_max unsloth --unsloth-site DIR
+    python -m benchmarks.core 1.5b-256-786 --ablate             # the core without each of its levers
+    python -m benchmarks.core 1.5b-256-786 --contenders core --caps 2.0 1.8 1.7
+    python -m benchmarks.core 1.5b-whole-step-5gb --contenders core unsloth trl_max core_vllm --unsloth-site DIR
 
 Makes `docs/results/core.json`, and a Markdown table beside it.
 """
@@ -26,7 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.core_cases import CASES, make_model
+from benchmarks import command_line, require_gpu, require_package, start
+from benchmarks.core_cases import CASES, MODELS, make_model
 from benchmarks.core_peers import CONTENDERS as PEERS
 from pipeline.places import ROOT
 from pipeline.provenance import environment
@@ -51,6 +52,7 @@ LEVERS = (
 def main() -> None:
     """Runs what was asked for, one after the other."""
     chosen = arguments()
+    require_all(chosen)
     commit = (environment()["git"] or {}).get("commit")
     for name in chosen.cases:
         folder = chosen.models / CASES[name].shape
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("cases", nargs="+", choices=CASES)
     parser.add_argument("--contenders", nargs="*", default=["core"], choices=[*OURS, *PEERS])
     parser.add_argument("--ablate", action="store_true", help="also the core without each of its levers")
@@ -77,17 +79,27 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--caps", nargs="*", type=float, default=[0.0], help="GiB the card is said to have; 0 = all")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=300, help="seconds of one contender")
-    parser.add_argument("--models", type=Path, default=Path("/tmp/models"), help="where random models are made")
+    parser.add_argument("--models", type=Path, default=MODELS, help="where random models are made")
     parser.add_argument("--trl-site", default="", help="a folder of packages for TRL's processes")
     parser.add_argument("--unsloth-site", default="", help="a folder of packages for Unsloth's process")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/core.json")
     return parser.parse_args()
 
 
+def require_all(chosen: argparse.Namespace) -> None:
+    """A ResourceError before anything starts, when a GPU or a contender's library is not there."""
+    if any(CASES[name].shape != "tiny" for name in chosen.cases):
+        require_gpu("every case but the tiny ones")
+    if "core_vllm" in chosen.contenders:
+        require_package("vllm", "`make setup-gpu` installs it")
+    if "unsloth" in chosen.contenders and not Path(chosen.unsloth_site, "unsloth").is_dir():
+        require_package("unsloth", "name a folder that holds it: --unsloth-site DIR")
+
+
 def measured(name: str, run: Row, folder: Path, chosen: argparse.Namespace) -> Row:
     """One contender in a process of its own; a row with `error` where it gives no result."""
-    script = "core_ours.py" if run["contender"] in OURS else "core_peers.py"
-    command = [sys.executable, str(ROOT / "benchmarks" / script), name, "--model-dir", str(folder)]
+    script = "benchmarks.core_ours" if run["contender"] in OURS else "benchmarks.core_peers"
+    command = [sys.executable, "-m", script, name, "--model-dir", str(folder)]
     command += ["--contender", run["contender"]]
     command += ["--cap-gib", str(run["cap_gib"])] if run.get("cap_gib") else []
     command += ["--without", run["without"]] if run.get("without") else []
@@ -158,4 +170,4 @@ def table(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

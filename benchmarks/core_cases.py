@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 GIB = 2**30
+MODELS = Path("/tmp/models")
+"""Where models with random weights are made."""
 RANK = 32
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # model type, hidden, layers, heads, key-value heads, intermediate, vocabulary, tied head
@@ -72,15 +74,12 @@ CASES = {
 def make_model(shape: str, folder: Path) -> None:
     """A checkpoint with random weights, and a tokenizer in which every letter is one token."""
     import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     if (folder / "READY").exists():
         return
     kind, hidden, layers, heads, kv_heads, inner, vocab, tied = SHAPES[shape]
-    classes = {"qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM)}
-    classes["llama"] = (transformers.LlamaConfig, transformers.LlamaForCausalLM)
-    config_class, model_class = classes[kind]
-    config = config_class(
+    config = transformers.AutoConfig.for_model(
+        kind,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -93,14 +92,18 @@ def make_model(shape: str, folder: Path) -> None:
         eos_token_id=vocab - 2,
         pad_token_id=vocab - 1,
     )
-    is_cuda = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if is_cuda else torch.float32)
-    with torch.device("cuda" if is_cuda else "cpu"):
-        model = model_class(config)
-    torch.set_default_dtype(before)
-    model.save_pretrained(folder)
+    with torch.device(device):
+        transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+    letter_tokenizer(vocab).save_pretrained(folder)
+    (folder / "READY").write_text(shape)
+
+
+def letter_tokenizer(vocab: int) -> Any:
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {letter: i for i, letter in enumerate(letters)}
     words |= {f"<f{i}>": i for i in range(len(letters), vocab - 4)}
@@ -109,10 +112,7 @@ def make_model(shape: str, folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     marks = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **marks).save_pretrained(
-        folder
-    )
-    (folder / "READY").write_text(shape)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **marks)
 
 
 def open_tokenizer(folder: Path) -> Any:
@@ -150,7 +150,7 @@ def limit_memory(cap_gib: float) -> None:
         return
     cap, total = int(cap_gib * GIB), torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total))
-    torch.cuda.mem_get_info = lambda *_: (max(0, cap - torch.cuda.memory_reserved()), cap)  # type: ignore[assignment]
+    torch.cuda.mem_get_info = lambda *_: (max(0, cap - torch.cuda.memory_reserved()), cap)
 
 
 class CardWatch:

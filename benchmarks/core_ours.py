@@ -4,7 +4,6 @@ The stage's trainer with its optimiser, clipping and metrics, on a rollout that 
 the stage's own engines sample. `--without` takes one lever away, for the table that says what each is worth.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from trl import GRPOConfig, SFTConfig
 
+from benchmarks import command_line, require_package, start
 from benchmarks.core_cases import (
     CASES,
     GIB,
@@ -196,8 +196,7 @@ def without_core() -> None:
 
 
 def without_shared_prompts() -> None:
-    shared = flat_rows.flat_completions
-    grpo_loss.flat_completions = lambda *tensors: shared(*tensors, share=False)  # type: ignore[attr-defined]
+    grpo_loss.flat_completions = partial(flat_rows.flat_completions, share=False)
 
 
 def without_fused_kernels() -> None:
@@ -219,7 +218,7 @@ LEVERS: dict[str, Callable[[], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--contender", choices=ENGINES, default="core")
@@ -227,6 +226,8 @@ def main() -> None:
     parser.add_argument("--cap-gib", type=float, default=0.0)
     chosen = parser.parse_args()
     case = CASES[chosen.case]
+    if chosen.contender == "core_vllm":
+        require_package("vllm", "`make setup-gpu` installs it")
     limit_memory(chosen.cap_gib)
     if chosen.without:
         LEVERS[chosen.without]()
@@ -249,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -9,7 +9,6 @@ samples in its own way, without vLLM.
     unsloth       4-bit weights by its own loader and trainer, its own defaults
 """
 
-import argparse
 import itertools
 import os
 import tempfile
@@ -17,6 +16,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+from benchmarks import command_line, require_package, start
 from benchmarks.core_cases import (
     CASES,
     GIB,
@@ -176,13 +176,15 @@ def keep_offload(model: Any) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--contender", choices=CONTENDERS, required=True)
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--cap-gib", type=float, default=0.0)
     chosen = parser.parse_args()
     case, name = CASES[chosen.case], chosen.contender
+    if name == "unsloth":
+        require_package("unsloth", "put the folder that holds it into PYTHONPATH")
     limit_memory(chosen.cap_gib or (case.memory_gb or 0) * 1e9 / GIB - CONTEXT_GIB * bool(case.memory_gb))
     meter = Meter()
     is_unsloth = name == "unsloth"
@@ -202,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

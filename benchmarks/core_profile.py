@@ -1,6 +1,6 @@
 """Where a training step of the core spends its time, for several plans in one process; prints text. Needs CUDA.
 
-    python benchmarks/core_profile.py 1.5b-256-786 --model-dir /tmp/models/qwen2.5-1.5b \\
+    python -m benchmarks.core_profile 1.5b-256-786 --model-dir /tmp/models/qwen2.5-1.5b \\
         --variants "" keep=gpu tile=8192 keep=gpu,tile=8192,head_tile=1024
 
 Each variant changes the plan (`fused=0` also switches the compiled kernels off) and runs four steps: to warm up, timed,
@@ -8,15 +8,15 @@ under torch.profiler, under cProfile. Of the timed step, each phase is given twi
 until the GPU had done it. Where both are the same, Python is what is slow.
 """
 
-import argparse
 import cProfile
 import gc
 import io
 import pstats
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from benchmarks import core_ours
+from benchmarks import command_line, core_ours, require_gpu, start
 from benchmarks.core_cases import CASES, GIB, RANK, Meter, callback, limit_memory, open_tokenizer
 from pipeline.stage import Workdir
 from stages.engines import core, fused, layerwise
@@ -41,8 +41,8 @@ class Phases:
     """Seconds of functions in the timed step: until they return, and until the GPU is done."""
 
     def __init__(self) -> None:
-        self.sent: Counter[str] = Counter()
-        self.done: Counter[str] = Counter()
+        self.sent: defaultdict[str, float] = defaultdict(float)
+        self.done: defaultdict[str, float] = defaultdict(float)
         self.is_on = False
 
     def watch(self, owner: Any, name: str) -> None:
@@ -128,8 +128,8 @@ class Steps(TrainerCallback):
             if e.device_type == DeviceType.CUDA and e.time_range.end > e.time_range.start
         )
         busy, until = 0.0, 0.0
-        for start, end in on_gpu:
-            busy, until = busy + max(0.0, end - max(start, until)), max(until, end)
+        for began, ended in on_gpu:
+            busy, until = busy + max(0.0, ended - max(began, until)), max(until, ended)
         averages = self.profiler.key_averages()
         print(f"  GPU busy {busy / 1e6:.3f} s with {len(on_gpu)} kernels and copies")
         for row in sorted(averages, key=lambda r: -r.count):
@@ -162,14 +162,14 @@ def say_residents() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--variants", nargs="*", default=[""])
     parser.add_argument("--cap-gib", type=float, default=0.0)
     chosen = parser.parse_args()
-    case = CASES[chosen.case]
-    object.__setattr__(case, "steps", len(STEPS) * len(chosen.variants))
+    require_gpu("a profile of the core")
+    case = replace(CASES[chosen.case], steps=len(STEPS) * len(chosen.variants))
     limit_memory(chosen.cap_gib)
     model = attach_lora(load_model(chosen.model_dir, quantization="nf4"), RANK, RANK)
     meter, tokenizer, folder = Meter(), open_tokenizer(chosen.model_dir), Path(tempfile.mkdtemp())
@@ -187,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -5,56 +5,27 @@ fails if what is found is not what was planted. Rates do not hold the generation
 sentences made before; writing the rows that stay is part of them. `rows_per_cpu_second` holds everything, generation
 and start too, and does not depend on what else the machine does.
 
-Run: .venv/bin/python benchmarks/curation.py [--rows 100000] [--chars 4000] [--processes 2]
-Makes: docs/results/curation-ROWS-CHARS.json
+    python -m benchmarks.curation --rows 100000 --chars 4000      # writes docs/results/curation-100000-4000.json
 """
 
 import argparse
 import json
 import os
-import platform
 import random
 import resource
-import subprocess
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import command_line, start
+from pipeline.places import ROOT
+from pipeline.provenance import environment
 from stages.chat import TEMPLATES
 from stages.curation import Rules, curate
 
-SYLLABLES = [
-    "ba",
-    "co",
-    "du",
-    "fe",
-    "gi",
-    "ho",
-    "ka",
-    "le",
-    "mi",
-    "no",
-    "pa",
-    "qui",
-    "ro",
-    "su",
-    "ta",
-    "ve",
-    "wo",
-    "xi",
-    "ye",
-    "zu",
-    "bra",
-    "cle",
-    "dri",
-    "flo",
-    "gru",
-    "pli",
-    "sto",
-    "tre",
-]
+SYLLABLES = "ba co du fe gi ho ka le mi no pa qui ro su ta ve wo xi ye zu bra cle dri flo gru pli sto tre"
 ASK = "Give the answer as a whole number, and write the final result in lowest terms where it is a fraction."
 PLANTED = {  # share of the rows
     "duplicate": 0.02,
@@ -73,7 +44,8 @@ class Texts:
 
     def __init__(self, chars: int) -> None:
         rng = random.Random(0)
-        self._words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in range(6000)]
+        syllables = SYLLABLES.split()
+        self._words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(6000)]
         self._sentences = [self._sentence(rng) for _ in range(20_000)]
         self._per_trace = max(1, chars // 70)
 
@@ -137,7 +109,7 @@ def timed(source: Iterator[dict[str, str]], seconds: list[float]) -> Iterator[di
 
 def main() -> None:
     """Runs it once, prints and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--chars", type=int, default=4000, help="characters of a response")
     parser.add_argument("--processes", type=int, default=2)
@@ -151,7 +123,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         written = sum(file.stat().st_size for file in Path(folder).iterdir())
     record = _record(options, seconds, generating[0], written, counts, planted)
-    file = Path(f"docs/results/curation-{options.rows}-{options.chars}.json")
+    file = ROOT / f"docs/results/curation-{options.rows}-{options.chars}.json"
     file.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
     if wrong := {kind: planted[kind] for kind in PLANTED if counts["rows"].get(kind, 0) != planted[kind]}:
@@ -168,7 +140,6 @@ def _record(
 ) -> dict[str, object]:
     own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_here, cpu_there = (used.ru_utime + used.ru_stime for used in (own, others))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     rate = options.rows / (seconds - generating)
     return {
         "rows": options.rows,
@@ -186,11 +157,9 @@ def _record(
         "counts": counts,
         "planted": dict(planted),
         "load_at_end": os.getloadavg()[0],
-        "cores": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
-        "commit": commit,
+        **environment(),
     }
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

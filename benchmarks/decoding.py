@@ -18,20 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
+from benchmarks import command_line, start
+from benchmarks.core_cases import MODELS, SHAPES, make_model
 from pipeline.provenance import environment
 from stages.engines import decoding
-from stages.engines.models import attach_lora, choose_device, compute_dtype, load_model
+from stages.engines.models import attach_lora, load_model
 from stages.engines.plain_copy import PlainCopy
 from stages.engines.samplers import Sampling, draw
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2.5-0.5b": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2},
-    "qwen2.5-1.5b": {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2},
-}
-INNER = {"qwen2.5-0.5b": 4864, "qwen2.5-1.5b": 8960}
-VOCABULARY = 151936
 
 
 def main() -> None:
@@ -57,9 +52,10 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a model folder")
-    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead")
+    parser = command_line(__doc__)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", type=Path, help="a model folder")
+    model.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead")
     parser.add_argument("--nf4", action="store_true", help="4-bit weights")
     parser.add_argument("--lora", type=int, default=0, help="rank of an adapter on all linear layers; 0 = none")
     parser.add_argument("--prompts", type=int, default=8)
@@ -73,22 +69,11 @@ def arguments() -> argparse.Namespace:
 
 def model_of(chosen: argparse.Namespace) -> Any:
     """The model under test, in eval mode."""
-    device = choose_device()
-    folder = chosen.model or random_model(chosen.shape, device)
+    folder = chosen.model or MODELS / chosen.shape
+    if chosen.shape:
+        make_model(chosen.shape, folder)
     model = load_model(folder, quantization="nf4" if chosen.nf4 else None)
     return attach_lora(model, chosen.lora, chosen.lora).eval() if chosen.lora else model
-
-
-def random_model(shape: str, device: torch.device) -> Path:
-    """A folder with random weights of a Qwen2.5."""
-    folder = Path("build") / f"{shape}-random"
-    if not (folder / "config.json").is_file():
-        config = AutoConfig.for_model(
-            "qwen2", **SHAPES[shape], intermediate_size=INNER[shape], vocab_size=VOCABULARY, tie_word_embeddings=True
-        )
-        with torch.device(device):
-            AutoModelForCausalLM.from_config(config, dtype=compute_dtype(device)).save_pretrained(folder)
-    return folder
 
 
 @torch.no_grad()
@@ -158,4 +143,4 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import command_line, ready, start
 from pipeline.artifact import newest_checkpoint, read_json, step_of
 from pipeline.errors import ArtifactError
 from pipeline.places import ROOT
@@ -52,6 +53,7 @@ Distances = dict[str, dict[str, float]]
 def main() -> int:
     """Makes all runs, compares them, reports."""
     asked = arguments()
+    ready(asked.recipe, asked.scale, asked.args, asked.stages)
     with tempfile.TemporaryDirectory() as folder:
         found = made(asked, Path(folder))
     for stage, result in found.items():
@@ -64,7 +66,7 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--recipe", default="r1-zero-cold-start")
     parser.add_argument("--scale", default="smollm2-135m-countdown")
     parser.add_argument("--stages", nargs="+", default=["cold_start", "r1_zero"], help="each may rest on those before")
@@ -81,7 +83,7 @@ def made(asked: argparse.Namespace, runs: Path) -> dict[str, dict[str, Any]]:
     """Every stage's runs, side by side, and what came of them."""
     kills: dict[str, list[dict[str, Any]]] = {}
     with ThreadPoolExecutor(asked.jobs) as pool:
-        jobs = []
+        jobs: list[Future[Any]] = []
         for stage in asked.stages:
             attempt(asked, runs, stage, "undisturbed-1")  # later stages rest on it
             step_seconds = curve(folder_of(runs, stage, "undisturbed-1"), "step_seconds")
@@ -126,7 +128,7 @@ def attempt(
 ) -> dict[str, Any] | None:
     """Starts the run; kills `victim` so many seconds after that step. Says what was hit, None if it came to its end."""
     partial = partial_folder(folder_of(runs, stage, run).parent, stage)
-    began, hit = time.time(), {}
+    began, hit = time.time(), dict[str, Any]()
     with tempfile.TemporaryFile("w+") as output:
         settings = {**os.environ, "R1_RUNS": str(runs)}
         started = command(asked, stage, run)
@@ -215,4 +217,4 @@ def table(distances: Distances) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -1,11 +1,11 @@
 """One GRPO step, ours against plain TRL: the same settings, model, data, rewards and number of steps, side by side.
 
-Reads the `r1_zero` stage of a scale; runs it through the pipeline and through `plain_trl_grpo.py` in turns, each time
+Reads the `r1_zero` stage of a scale; runs it through the pipeline and through `plain_trl_grpo` in turns, each time
 in a process of its own. Makes a JSON file and prints a Markdown table: the median seconds of a step (the first of
 each run is left out: it warms up), tokens sampled a second, peak memory, and the ratio.
 
-    python benchmarks/grpo_step.py --scale mini --steps 8 --rounds 2
-    python benchmarks/grpo_step.py --scale smollm2-135m --steps 4 --rounds 2 --micro-batch-rows 64 --vllm
+    python -m benchmarks.grpo_step --scale mini --steps 8 --rounds 2
+    python -m benchmarks.grpo_step --scale smollm2-135m --steps 4 --rounds 2 --micro-batch-rows 64 --vllm
 """
 
 import argparse
@@ -19,6 +19,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from benchmarks import command_line, ready, require_package, start
 from pipeline.places import ROOT
 from pipeline.provenance import environment
 from pipeline.recipe import load_recipe
@@ -35,6 +36,7 @@ SAME = (
 def main() -> None:
     """Runs both in turns and reports."""
     chosen = arguments()
+    require_both(chosen)
     rounds: dict[str, list[Result]] = {"ours": [], "plain TRL": []}
     for _ in range(chosen.rounds):
         rounds["ours"].append(ours(chosen))
@@ -47,7 +49,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--scale", default="mini")
     parser.add_argument("--steps", type=int, default=8, help="steps of each run; the first is not counted")
     parser.add_argument("--rounds", type=int, default=2)
@@ -63,6 +65,13 @@ def stage_of(chosen: argparse.Namespace) -> Any:
     return load_recipe("r1-zero", chosen.scale, args=words(chosen)).stages["r1_zero"]
 
 
+def require_both(chosen: argparse.Namespace) -> None:
+    """A PipelineError before anything starts, when one side lacks something on this machine."""
+    ready("r1-zero", chosen.scale, words(chosen), ["r1_zero"])
+    if chosen.vllm:
+        require_package("vllm", "`make setup-gpu` installs it")
+
+
 def words(chosen: argparse.Namespace) -> list[str]:
     return [*chosen.args, f"grpo.max_steps={chosen.steps}"]
 
@@ -70,17 +79,7 @@ def words(chosen: argparse.Namespace) -> list[str]:
 def ours(chosen: argparse.Namespace) -> Result:
     """The stage, through the pipeline."""
     with tempfile.TemporaryDirectory() as runs:
-        command = [
-            sys.executable,
-            "-m",
-            "pipeline",
-            "stage",
-            "r1-zero",
-            "--stage",
-            "r1_zero",
-            "--engine",
-            "plain",
-        ]
+        command = [sys.executable, "-m", "pipeline", "stage", "r1-zero", "--stage", "r1_zero", "--engine", "plain"]
         run([*command, "--scale", chosen.scale, "--run", "bench", "--args", *words(chosen)], R1_RUNS=runs)
         rows = read_jsonl(Path(runs) / "bench/r1_zero/metrics.jsonl")
         manifest = json.loads((Path(runs) / "bench/r1_zero/manifest.json").read_text())
@@ -97,7 +96,7 @@ def plain_trl(chosen: argparse.Namespace) -> Result:
     """The same through TRL's own trainer and sampler."""
     stage = stage_of(chosen)
     out = Path(tempfile.mkdtemp()) / "trl.json"
-    command = [sys.executable, str(ROOT / "benchmarks/plain_trl_grpo.py"), "--model", stage.model.target]
+    command = [sys.executable, "-m", "benchmarks.plain_trl_grpo", "--model", stage.model.target]
     options = {
         "template": stage.template,
         "num-problems": stage.num_problems,
@@ -122,8 +121,7 @@ def plain_trl(chosen: argparse.Namespace) -> Result:
 
 def run(command: list[str], **variables: str) -> None:
     """Runs a command in the project's folder; its own messages go to the terminal."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path} | variables, check=True)
+    subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=True)
 
 
 def summarised(results: list[Result]) -> Result:
@@ -152,4 +150,4 @@ def table(summary: dict[str, Result]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -10,12 +10,13 @@ pass rate of their problem. LIMO's selection can so be run over real chains with
 """
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import command_line, start
 from pipeline.artifact import publish
+from pipeline.errors import ArtifactError, DataError
 from pipeline.places import runs_folder
 from pipeline.sources import data_folder, read_rows
 from stages.dataset import write_parquet
@@ -30,11 +31,12 @@ CHATTY = Filters(well_formed=False)
 
 def main() -> None:
     """Judge, keep what is right, publish."""
+    command_line(__doc__).parse_args()
     folder, final = data_folder(), runs_folder() / "known-samples" / "answers"
     if folder is None or not (folder / FILE).is_file():
-        sys.exit(f"error: R1_DATA does not name a folder with {FILE}")
+        raise DataError(f"R1_DATA does not name a folder with {FILE}", "set R1_DATA=FOLDER")
     if final.exists():
-        sys.exit(f"error: {final} is there already; move it away first")
+        raise ArtifactError(f"{final} is there already", "move it away first")
     counts = make(read_rows(folder / FILE), final)
     print(json.dumps({key: counts[key] for key in ("samples", "pass_rates", "num_problems_kept")}, indent=1))
 
@@ -61,4 +63,4 @@ def problem(raw: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -4,9 +4,9 @@ Reads a model folder and a card; trains a few steps with TRL's own GRPOTrainer, 
 batches. Makes one JSON object (printed, and written to --out): seconds per step, generated tokens per second,
 peak memory, rewards, and whether memory ran out. Nothing is saved of the model.
 
-    python benchmarks/plain_trl_grpo.py --model models/mini-base --template mini --lora-rank 0 \\
+    python -m benchmarks.plain_trl_grpo --model models/mini-base --template mini --lora-rank 0 \\
         --problems card:mini_arithmetic/train --num-problems 32 --num-generations 8 --max-completion-length 64
-    python benchmarks/plain_trl_grpo.py --model models/smollm2-135m --vllm --micro-batch-rows 64 \\
+    python -m benchmarks.plain_trl_grpo --model models/smollm2-135m --vllm --micro-batch-rows 64 \\
         --problems card:gsm8k/train --num-problems 64 --num-generations 16 --max-completion-length 256
 
 TRL has no token budget: --micro-batch-rows is its `per_device_train_batch_size`, and whoever runs it has to
@@ -33,7 +33,9 @@ from pydantic import TypeAdapter
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks import command_line, require_package, start
 from pipeline.card import COLUMNS, Row, load_card, parse_card_ref
+from pipeline.errors import ModelError
 from stages.chat import TEMPLATES, Template, parse
 from stages.rewards import AnyReward, Reward, Sample, score_many
 
@@ -41,7 +43,7 @@ CUDA = torch.cuda.is_available()
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--problems", required=True, nargs="+", help="cards, e.g. card:gsm8k/train")
     parser.add_argument("--template", default="chat", choices=TEMPLATES)
@@ -235,6 +237,10 @@ def result(
 
 def main() -> None:
     chosen = arguments()
+    if not Path(chosen.model, "config.json").is_file():
+        raise ModelError(f"there is no model at {chosen.model} (config.json is missing)", "name a model's folder")
+    if chosen.vllm:
+        require_package("vllm", "`make setup-gpu` installs it")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     tokenizer = AutoTokenizer.from_pretrained(chosen.model, padding_side="left")
@@ -259,4 +265,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -9,13 +9,13 @@ that a busy machine slows both parts of the ratio alike.
 """
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import command_line, start
 from pipeline import worker
 from pipeline.artifact import load, write_json
 from pipeline.places import ROOT
@@ -34,6 +34,7 @@ spent = dict.fromkeys(CLOCKS, 0.0)
 
 def main() -> None:
     """Makes the stage, prints and writes the seconds and the ratios."""
+    command_line(__doc__).parse_args()
     from stages.engines.trainers import PipelineTrainer
 
     timed(PipelineTrainer, "_save_checkpoint")
@@ -79,4 +80,4 @@ def timed(where: Any, name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -1,17 +1,17 @@
 """Whether our GRPO learns what plain TRL's does: reward curves of both on the same settings, model, data and seeds.
 
-Runs the `r1_zero` stage of a scale through the pipeline and through `plain_trl_grpo.py`, once for each seed, as
+Runs the `r1_zero` stage of a scale through the pipeline and through `plain_trl_grpo`, once for each seed, as
 `grpo_step.py` does, or `--jobs` of these runs side by side: rewards are compared, not seconds. Makes a JSON file with
 all curves and prints a Markdown table: the mean reward of each third of the steps, with the lowest and highest seed,
 and how far the two are apart. Samples differ, for the engines draw their random numbers in their own ways; what must
 agree is the course.
 Exit code 0 only if in the last third each one's mean lies inside the other's band, or within 5 % of its mean.
 
-    python benchmarks/same_learning.py --scale mini --steps 24 --seeds 0 1 2 --out docs/results/same-learning-mini.json
+    python -m benchmarks.same_learning --scale mini --steps 24 --seeds 0 1 2 --out docs/results/same-learning-mini.json
 
 On one GPU, from a cold start (`models/cold` is a link to its folder):
 
-    python benchmarks/same_learning.py --scale smollm2-135m --steps 24 --seeds 0 1 2 --jobs 6 --micro-batch-rows 32 \\
+    python -m benchmarks.same_learning --scale smollm2-135m --steps 24 --seeds 0 1 2 --jobs 6 --micro-batch-rows 32 \\
         --out docs/results/same-learning-smollm2.json --args stages.r1_zero.model=path:models/cold \\
         'stages.r1_zero.problems=["card:reasoning_gym:chain_sum.1"]' grpo.sampler=transformers \\
         grpo.learning_rate=1e-4 grpo.num_problems=32 grpo.num_generations=8 grpo.max_completion_length=80
@@ -26,7 +26,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.grpo_step import Result, ours, plain_trl
+from benchmarks import command_line, start
+from benchmarks.grpo_step import Result, ours, plain_trl, require_both
 from pipeline.provenance import environment
 
 NEAR = 0.05
@@ -35,6 +36,7 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], Result]] = {"ours": ours, "
 
 def main() -> int:
     chosen = arguments()
+    require_both(chosen)
     with ThreadPoolExecutor(chosen.jobs) as threads:
         begun = {name: threads.map(run, of_seeds(chosen)) for name, run in CONTENDERS.items()}
         runs = {name: list(results) for name, results in begun.items()}
@@ -49,7 +51,7 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--scale", default="mini")
     parser.add_argument("--steps", type=int, default=24, help="at least 3")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -88,4 +90,4 @@ def table(thirds: dict[str, list[list[float]]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -1,7 +1,7 @@
 """Recipes on several seeds, by the commands a user types: seconds, what every model measures, what every stage changed.
 
-    python benchmarks/seeds.py --out docs/results/r1-zero-mini.json
-    python benchmarks/seeds.py --recipes r1-full distill ablations --out docs/results/chain-mini.json
+    python -m benchmarks.seeds --out docs/results/r1-zero-mini.json
+    python -m benchmarks.seeds --recipes r1-full distill ablations --out docs/results/chain-mini.json
 
 Each seed has a folder of runs of its own (`FOLDER/seed-N`), so that recipes which build on each other's runs find those
 of their seed; a run that is done there is not made again. Reads the runs' `report.json`; prints Markdown tables: every
@@ -9,7 +9,6 @@ measure of every model, and for neighbouring models the change in points (paired
 interval holds zero.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import command_line, start
 from pipeline.places import ROOT, runs_folder
 from pipeline.provenance import environment
 from pipeline.written import default_run
@@ -27,7 +27,7 @@ CHANGES = ("pass_at_1", "language_consistency", "instruction_following", "helpfu
 
 def main() -> None:
     """Runs every recipe on every seed, prints the tables, writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--recipes", nargs="+", default=["r1-zero"], help="in this order")
     parser.add_argument("--scale", default="mini")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -99,4 +99,4 @@ def changes(records: list[dict[str, Any]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -4,8 +4,8 @@ Runs the stage `r1_zero` of a scale through the pipeline with each number of pro
 `two-gpus` to a JSON list (the first step of a run is left out: it warms up) and prints how many times as fast it is.
 The reward is for short responses, which differ in any model, so that every group is trained on.
 
-    python benchmarks/two_gpus.py --scale smollm2-135m-countdown --steps 5 --rounds 2
-    python benchmarks/two_gpus.py --scale mini --steps 3 --args grpo.num_problems=32     # two processes on a CPU
+    python -m benchmarks.two_gpus --scale smollm2-135m-countdown --steps 5 --rounds 2
+    python -m benchmarks.two_gpus --scale mini --steps 3 --args grpo.num_problems=32     # two processes on a CPU
 """
 
 import argparse
@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import command_line, ready, start
+from pipeline.launch import num_processes
 from pipeline.places import ROOT
 from pipeline.stage import read_jsonl
 
@@ -30,6 +32,8 @@ SETTINGS = ("grpo.num_problems=256", "grpo.num_generations=16", f"grpo.rewards=[
 def main() -> None:
     """Runs all in turns, keeps the rows, prints the ratio."""
     chosen = arguments()
+    num_processes("ddp", str(max(chosen.processes)))  # refused here and not after the first run
+    ready("r1-zero", chosen.scale, chosen.args, ["r1_zero"])
     runs: dict[int, list[Row]] = {count: [] for count in chosen.processes}
     for _ in range(chosen.rounds):
         for count in chosen.processes:
@@ -46,7 +50,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--scale", default="smollm2-135m-countdown")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=5)
@@ -84,4 +88,4 @@ PHASES = {"step_s": "step", "train_s": "train", "generate_s": "generate"}
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -7,7 +7,6 @@ machine does; `CPU` is what a pair cost in all our processes together, so 2 over
     python -m benchmarks.verifier --rounds 5 --cores 2      # on a bigger machine: these two, and a child for each
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -20,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks import command_line, start
 from pipeline.places import ROOT
 from pipeline.provenance import environment
 from stages.rewards import checkers, sandbox
@@ -93,7 +93,7 @@ KINDS: dict[str, tuple[Make, int]] = {
 
 def main() -> None:
     """Judge every kind in turns, `rounds` times; report medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--pairs", type=int, default=400, help="pairs of each kind (numbers: 100 times as many)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, help="keep everything on so many cores")
@@ -163,4 +163,4 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

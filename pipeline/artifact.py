@@ -49,8 +49,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {error}") from None
+
+
+def read_or_empty(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; an empty one when there is none that can be read."""
+    try:
+        found = read_json(path)
+    except (ArtifactError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -145,7 +154,7 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The folders called `checkpoint-STEP`, whole or torn, oldest first."""
-    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit()]
+    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdecimal()]
     return sorted(found, key=step_of)
 
 

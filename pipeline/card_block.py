@@ -1,7 +1,6 @@
 """The `r1:` block in the front matter of a data card: what it may say, and reading it (form: `pipeline/card.py`)."""
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipeline.errors import CardError
 from pipeline.places import stays_inside
 from pipeline.settings import did_you_mean
+from pipeline.wrong_setting import model_at
 
 Shape = Literal["problem", "demo", "preference", "text"]
 
@@ -126,11 +126,7 @@ def read_block(readme: Path, block: Any) -> Block:
         where = ".".join(map(str, ("r1", *first["loc"])))
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            hint = did_you_mean(str(first["loc"][-1]), _known_keys(first["loc"]))
+            *within, key = map(str, first["loc"])
+            hint = did_you_mean(key, model_at(Block, within).model_fields)
             raise CardError(f"card {readme.parent.name}: {where}: unknown key", hint) from error
         raise CardError(f"card {readme.parent.name}: {where}: {what}", f"mend {readme}") from error
-
-
-def _known_keys(where: tuple[int | str, ...]) -> Iterable[str]:
-    owners: dict[int | str, type[BaseModel]] = {"hub": Hub, "configs": Config}
-    return (owners[where[0]] if len(where) > 1 else Block).model_fields

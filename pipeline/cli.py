@@ -209,23 +209,30 @@ def _make(recipe: Any, wanted: list[str], arguments: argparse.Namespace) -> None
     execute(recipe, wanted, arguments.rebuild, arguments.engine, arguments.launch, arguments.processes)
 
 
-def _report(arguments: argparse.Namespace) -> None:
+def _run_folder(run: str) -> Path:
+    """Where the run of that name lies; ConfigError when there is none."""
     from pipeline.places import runs_folder
-    from pipeline.recipe import read_run
+    from pipeline.written import run_name
+
+    folder = runs_folder() / run_name(run)
+    if not folder.is_dir():
+        raise ConfigError(f"there is no run '{run}' in {runs_folder()}", hint="start one with `make r1-zero`")
+    return folder
+
+
+def _report(arguments: argparse.Namespace) -> None:
     from pipeline.report import summary_line
     from pipeline.views import write_views
 
-    read_run(arguments.run)
-    folder = runs_folder() / arguments.run
+    folder = _run_folder(arguments.run)
     write_views(folder)
     print(summary_line(folder))
 
 
 def _pack(arguments: argparse.Namespace) -> None:
     from pipeline.pack import pack
-    from pipeline.places import runs_folder
 
-    archive = pack(runs_folder() / arguments.run, Path(arguments.file or f"{arguments.run}.tar.gz"))
+    archive = pack(_run_folder(arguments.run), Path(arguments.file or f"{arguments.run}.tar.gz"))
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB; there: make unpack FILE={archive.name}")
 
 
@@ -238,13 +245,10 @@ def _unpack(arguments: argparse.Namespace) -> None:
 
 def _verify(arguments: argparse.Namespace) -> None:
     from pipeline.console import show_verified
-    from pipeline.places import runs_folder
-    from pipeline.recipe import read_run
     from pipeline.verify import verify
 
-    read_run(arguments.run)
     damaged = []
-    for found in verify(runs_folder() / arguments.run):
+    for found in verify(_run_folder(arguments.run)):
         show_verified(found)
         damaged += [found.stage] if found.damage else []
     if damaged:

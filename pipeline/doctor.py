@@ -14,8 +14,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.artifact import read_json
-from pipeline.errors import ArtifactError, ResourceError
+from pipeline.artifact import read_or_empty
+from pipeline.errors import ResourceError
 from pipeline.estimates import whole_seconds
 from pipeline.machine import GIB, Machine, this_machine
 from pipeline.places import CONFIGS
@@ -127,11 +127,8 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    try:
-        return dict(read_json(folder / "config.json"))
-    except (ArtifactError, OSError, ValueError, TypeError):
-        return None
+def _read(folder: Path) -> dict[str, Any]:
+    return read_or_empty(folder / "config.json")
 
 
 def _known(ref: str) -> dict[str, Any] | None:

@@ -85,6 +85,14 @@ class Interrupted(PipelineError):
 
     exit_code = EXIT_INTERRUPTED
 
+    def __init__(self, message: str = "stopped by a signal; what was done is kept", hint: str = "") -> None:
+        super().__init__(message, hint or "the same command goes on from here")
+
+
+def interrupt(signum: int, frame: object) -> None:
+    """What a process of ours does at a signal."""
+    raise Interrupted
+
 
 def printable(text: str) -> str:
     """Text for a terminal: control characters, changes of direction and halves of a pair are shown and not obeyed."""

@@ -6,11 +6,11 @@ take what is left of that.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from statistics import median
 from typing import Any
 
-from pipeline.artifact import MANIFEST, read_json
-from pipeline.errors import ArtifactError
+from pipeline.artifact import MANIFEST, read_or_empty
 from pipeline.places import runs_folder
 from pipeline.plan import DONE, RESUME, Line, partial_folder, record_of
 from pipeline.provenance import hardware
@@ -32,35 +32,35 @@ def _left(recipe: Recipe, line: Line) -> float | None:
     whole = whole_seconds(recipe, line.stage)
     if whole is None or line.state != RESUME:
         return whole
-    progress = _read(partial_folder(recipe.folder, line.stage) / "progress.json")
+    progress = read_or_empty(partial_folder(recipe.folder, line.stage) / "progress.json")
     return max(0.0, whole - float(progress.get("seconds") or 0))
 
 
 def _measured(recipe: Recipe, stage: str) -> float | None:
     """The median seconds of the finished stages that did the same on a machine like this one."""
     asked = _work(record_of(recipe, stage))
-    folders = (run for run in runs_folder().glob("*") if _read(run / "recipe.json").get("scale") == recipe.scale)
-    manifests = (_read(run / stage / MANIFEST) for run in folders if (run / stage).is_dir())
-    same = [m for m in manifests if _work(m) == asked and _machine(m.get("hardware")) == _machine(hardware())]
-    return median(m["seconds"] for m in same) if same else None
+    folders = (
+        run for run in runs_folder().glob("*") if read_or_empty(run / "recipe.json").get("scale") == recipe.scale
+    )
+    manifests = (read_or_empty(run / stage / MANIFEST) for run in folders if (run / stage).is_dir())
+    seconds = [found for manifest in manifests if (found := _seconds_of_same(manifest, asked)) is not None]
+    return median(seconds) if seconds else None
+
+
+def _seconds_of_same(manifest: dict[str, Any], asked: tuple[Any, ...]) -> float | None:
+    """The seconds of a finished stage that did what is asked on a machine like this; None for any other, or none."""
+    with suppress(KeyError, TypeError, AttributeError, ValueError):
+        if _work(manifest) == asked and _machine(manifest["hardware"]) == _machine(hardware()):
+            return float(manifest["seconds"])
+    return None
 
 
 def _work(record: dict[str, Any]) -> tuple[Any, ...]:
     """What the time of a stage depends on: everything but the seed and the content of its inputs."""
-    settings = {**record.get("settings", {}), "seed": None}
-    inputs = {field: [parent["ref"] for parent in parents] for field, parents in record.get("inputs", {}).items()}
-    return record.get("kind"), record.get("version"), settings, inputs
+    inputs = {field: [parent["ref"] for parent in parents] for field, parents in record["inputs"].items()}
+    return record["kind"], record["version"], {**record["settings"], "seed": None}, inputs
 
 
-def _machine(record: dict[str, Any] | None) -> tuple[Any, ...]:
+def _machine(record: dict[str, Any]) -> tuple[Any, ...]:
     """Which machine it was. The GPU is left out: the runner imports no torch and cannot name its own."""
-    return tuple((record or {}).get(name) for name in ("cpu", "cores", "memory_gib"))
-
-
-def _read(path: Any) -> dict[str, Any]:
-    """A JSON object, or an empty one: an estimate never stands in the way."""
-    try:
-        found = read_json(path)
-    except (ArtifactError, OSError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return tuple(record[name] for name in ("cpu", "cores", "memory_gib"))

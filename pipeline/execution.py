@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.artifact import write_json
 from pipeline.console import console, progress_bars, show_done, show_note, show_plan
-from pipeline.errors import ConfigError, Interrupted
+from pipeline.errors import ConfigError, interrupt
 from pipeline.estimates import expected_seconds
 from pipeline.launch import num_processes
 from pipeline.lock import run_lock
@@ -43,10 +43,10 @@ def execute(
     def make(name: str, watch: Watch) -> None:
         show_done(run_in_process(recipe, name, watch, console.print, count).manifest)
 
-    count = num_processes(launch, processes)
+    count, run = num_processes(launch, processes), _engine(engine)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
     with run_lock(recipe.folder):
         lines = prepare(recipe, wanted, rebuild)
         announce(recipe, lines, wanted)
@@ -58,7 +58,7 @@ def execute(
             write_json(recipe.folder / "recipe.json", recipe.as_json())
             try:
                 with progress_bars() as watch:
-                    _engine(engine)(recipe, todo, make, watch, console.print)
+                    run(recipe, todo, make, watch, console.print)
             finally:
                 with suppress(OSError):  # a full disk has its own sentence already
                     write_views(recipe.folder)
@@ -81,7 +81,3 @@ def _run_plain(recipe: Recipe, names: list[str], make: Any, watch: Watch, say: A
     for name in names:
         make(name, watch)
         write_views(recipe.folder)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise Interrupted("stopped by a signal; what was done is kept", hint="the same command goes on from here")

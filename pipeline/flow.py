@@ -10,7 +10,6 @@ goes on without it.
 
 import fcntl
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Interrupted, PipelineError
+from pipeline.launch import free_port
 from pipeline.places import runs_folder
 from pipeline.recipe import Recipe
 from pipeline.runner import Watch, start_child
@@ -69,7 +69,7 @@ def _run_flow(recipe: Recipe, names: list[str], execute: Execute, watch: Watch) 
     try:
         run_recipe()
     except TerminationSignal:
-        raise Interrupted("stopped by a signal; what was done is kept", "the same command goes on from here") from None
+        raise Interrupted from None
 
 
 def _progress_artifact(recipe: Recipe, name: str) -> Watch:
@@ -124,7 +124,7 @@ def _server() -> Iterator[None]:
     home = runs_folder() / ".prefect"
     home.mkdir(parents=True, exist_ok=True)
     home.chmod(0o700)
-    port = _free_port()
+    port = free_port()
     os.environ.update(_settings(home), PREFECT_API_URL=f"http://127.0.0.1:{port}/api")
     with (home / "start.lock").open("w") as lock, (home / "server.log").open("ab") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a fresh database is set up by one process only
@@ -152,27 +152,10 @@ def _settings(home: Path) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _start(port: int, log: Any) -> "subprocess.Popen[bytes]":
-    factory = "prefect.server.api.server:create_app"
-    command = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "--factory",
-        factory,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1"}
-    return start_child([*command, "--log-level", "error"], log, environment)
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    where = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
+    return start_child([*command, *where], log, {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1"})
 
 
 def _wait_until_up(server: "subprocess.Popen[bytes]", port: int, home: Path) -> None:

@@ -42,7 +42,7 @@ def num_processes(launch: str, wanted: str | None) -> int:
             "LAUNCH=ddp takes a process for each GPU, and this machine has none",
             hint="leave LAUNCH out; PROCESSES=2 tries it on the CPU",
         )
-    count = int(wanted) if wanted and wanted.isdigit() else num_gpus if wanted is None else 0
+    count = int(wanted) if wanted and wanted.isdecimal() else num_gpus if wanted is None else 0
     if count < 1 or (num_gpus and count > num_gpus):
         there = f"there are {num_gpus} GPUs" if num_gpus else "a number of processes belongs there"
         raise ConfigError(f"PROCESSES={wanted}: {there}", hint="leave PROCESSES out to use every GPU")
@@ -51,7 +51,7 @@ def num_processes(launch: str, wanted: str | None) -> int:
 
 def run_processes(command: Sequence[str], count: int) -> int:
     """Runs `command` `count` times as the ranks of one group; returns 0, or the code of the first that failed."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     children = [
         subprocess.Popen(
             command,
@@ -96,7 +96,8 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

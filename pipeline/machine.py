@@ -9,12 +9,12 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from pipeline.places import runs_folder
-from pipeline.provenance import hardware
+from pipeline.provenance import hardware, version_of
 
 GIB = 2**30
 # The oldest driver for each CUDA (NVIDIA's table of minor version compatibility).
@@ -29,6 +29,7 @@ class Gpu:
     total_bytes: float
     free_bytes: float
     driver: str
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,30 +80,43 @@ def this_machine() -> Machine:
         free_disk_bytes=float(shutil.disk_usage(folder).free),
         gpus=_gpus(),
         torch_cuda=_torch_cuda(),
-        vllm=_version("vllm"),
+        vllm=version_of("vllm"),
     )
 
 
 def _gpus() -> tuple[Gpu, ...]:
     """The GPUs that a process may use, as `CUDA_VISIBLE_DEVICES` has it; none without a driver."""
-    ask = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"]
+    facts = "--query-gpu=name,memory.total,memory.free,driver_version,uuid"
+    ask = ["nvidia-smi", facts, "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
     gpus = tuple(gpu for line in done.stdout.splitlines() if (gpu := parse_gpu(line)))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return gpus
-    return gpus[: len([name for name in visible.split(",") if name.strip() not in ("", "-1")])]
+    return gpus if visible is None else tuple(_chosen(gpus, visible))
+
+
+def _chosen(gpus: tuple[Gpu, ...], visible: str) -> Iterator[Gpu]:
+    """Those that `visible` names by number or UUID, in its order; CUDA ends the list at the first it cannot find."""
+    for name in map(str.strip, visible.split(",")):
+        if name.isdecimal():
+            found = gpus[int(name) : int(name) + 1]
+        elif name.startswith("MIG"):
+            found = gpus[:1]  # a part of a card, and nvidia-smi does not say of which
+        else:
+            found = tuple(gpu for gpu in gpus if name and gpu.uuid.startswith(name))
+        if not found:
+            return
+        yield found[0]
 
 
 def parse_gpu(line: str) -> Gpu | None:
-    """A line of `nvidia-smi`: `NVIDIA H100 80GB HBM3, 81559, 81000, 580.95.05`; None for any other."""
+    """A line of `nvidia-smi`: `NVIDIA H100 80GB HBM3, 81559, 81000, 580.95.05, GPU-d1f2…`; None for any other."""
     words = [word.strip() for word in line.split(",")]
-    if len(words) != 4 or not words[1].isdigit() or not words[2].isdigit():
+    if len(words) != 5 or not words[1].isdecimal() or not words[2].isdecimal():
         return None
-    return Gpu(words[0], int(words[1]) * 2.0**20, int(words[2]) * 2.0**20, words[3])
+    return Gpu(words[0], int(words[1]) * 2.0**20, int(words[2]) * 2.0**20, *words[3:])
 
 
 def _torch_cuda() -> str | None:
@@ -113,13 +127,6 @@ def _torch_cuda() -> str | None:
         return None
     named = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", file.read_text(encoding="utf-8"), re.MULTILINE)
     return named[1] if named else ""
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _major(version: str) -> int:

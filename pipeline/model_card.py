@@ -3,7 +3,7 @@
 Reads manifests, `mix.json` and the measurements of a run through `report_run`; writes what the model is, which
 stages and data made it, under which licences, what was measured, and how to load it with transformers, PEFT and
 vLLM. Like the report it is a view: nothing is measured here, the card is no part of the sealed files, and it is
-written again whenever the report is. Which words a metric means is told in the report.
+written again whenever the report is. The report explains what each metric means.
 
     make report RUN=NAME
 """
@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,13 @@ from pipeline.artifact import MANIFEST, read_json
 from pipeline.card import load_card, parse_card_ref
 from pipeline.card_block import licence_warnings
 from pipeline.errors import PipelineError
-from pipeline.markdown import inline
+from pipeline.markdown import read_template
 from pipeline.refs import CHECKPOINT, REWARD_MODEL, Ref
 from pipeline.report_run import Manifest, Run, StageRecord, read_run
 from pipeline.stage import locate
 from stages.chat import TEMPLATES
 
 CARD = "README.md"
-TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 QUESTION = "How many legs have three cats?"
 MOST_NEW_TOKENS = 256  # of the example; a stage's own limit may be lower
 
@@ -82,7 +80,7 @@ def _write(run: Run, stage: StageRecord) -> Path:
     assert stage.folder, "a stage with a manifest has a folder"
     card = stage.folder / CARD
     temporary = card.with_name(f".{CARD}.tmp")
-    temporary.write_text(_template().render(_content(run, stage, stage.folder)), encoding="utf-8")
+    temporary.write_text(read_template("model_card.md.j2").render(_content(run, stage, stage.folder)), encoding="utf-8")
     temporary.replace(card)
     return card
 
@@ -275,18 +273,3 @@ def _example(settings: dict[str, Any]) -> dict[str, str]:
         "vllm_options": f", stop={stop}" if template.stop else "",
         "max_new_tokens": str(longest),
     }
-
-
-@cache
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE_FOLDER),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["inline"] = lambda text: inline(text).replace("`", "'")
-    return environment.get_template("model_card.md.j2")

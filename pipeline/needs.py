@@ -8,7 +8,6 @@ names what a stage would not find, with the command that makes it; the runner re
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 
 from pipeline import card
@@ -16,6 +15,7 @@ from pipeline.artifact import MANIFEST, read_json
 from pipeline.card_block import licence_warnings
 from pipeline.errors import DataError, ReferenceError
 from pipeline.places import ROOT, runs_folder
+from pipeline.provenance import version_of
 from pipeline.recipe import Recipe
 from pipeline.refs import Ref
 from pipeline.stage import locate
@@ -41,14 +41,7 @@ def missing_packages() -> list[str]:
     """The packages that `pyproject.toml` asks for and this environment does not have."""
     file = ROOT / "pyproject.toml"
     wanted = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"] if file.is_file() else []
-    return [name for line in wanted if not _is_installed(name := re.split(r"[^\w.-]", line)[0])]
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return bool(metadata.distribution(package))
-    except metadata.PackageNotFoundError:
-        return False
+    return [name for line in wanted if not version_of(name := re.split(r"[^\w.-]", line)[0])]
 
 
 def _lacks(split: str, ref: Ref) -> DataError | None:

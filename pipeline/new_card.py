@@ -10,14 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from pipeline.card import list_cards
 from pipeline.errors import CardError, DataError, printable
+from pipeline.markdown import read_template
 from pipeline.places import DATA_CARDS
 from pipeline.sources import RawRow, read_rows
 
-TEMPLATE = Path(__file__).parent / "templates" / "data_card.md.j2"
 PROMPTS = ("prompt", "question", "problem", "instruction")
 ANSWERS = ("answer", "gold", "final_answer")
 DTYPES: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "float64", list: "list"}
@@ -44,7 +42,7 @@ def start_card(name: str, file: Path | None = None) -> Path:
 
 def _readme(name: str, file: Path | None, rows: list[RawRow]) -> str:
     first = rows[0] if rows else {}
-    return jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True, trim_blocks=True).render(
+    return read_template("data_card.md.j2").render(
         name=name,
         file=f"{name}/train{''.join(file.suffixes)}" if file else f"{name}/train*.jsonl",
         features={column: _dtype(column, rows) for column in first},

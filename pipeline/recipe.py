@@ -20,16 +20,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline import card
-from pipeline.artifact import load, read_json
-from pipeline.errors import ArtifactError, ConfigError, ReferenceError
+from pipeline.artifact import load
+from pipeline.errors import ConfigError, ReferenceError
 from pipeline.fingerprints import fingerprints
 from pipeline.places import runs_folder
 from pipeline.refs import LEADS_TO, Ref
 from pipeline.settings import did_you_mean, merged, parse_assignments
 from pipeline.stage import Stage
 from pipeline.written import (
-    RECIPE_KEYS,
-    SCALE_KEYS,
     Published,
     Scale,
     Written,
@@ -127,8 +125,8 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
     for kind, given in per_kind.items():
         if not isinstance(given, dict):
             raise ConfigError(f"{kind}: settings belong here, not {given!r}", hint=f"e.g. {kind}.seed=7")
-    require_known(written, RECIPE_KEYS | set(STAGES), f"recipe {name} and ARGS")
-    require_known(sizes, SCALE_KEYS | set(STAGES), f"scale {scale}")
+    require_known(written, {*Written.model_fields, *STAGES}, f"recipe {name} and ARGS")
+    require_known(sizes, {*Scale.model_fields, *STAGES} - {"name"}, f"scale {scale}")
     said = valid(Written, written, f"recipe {name} and ARGS")
     if said.scales and scale not in said.scales:
         raise ConfigError(f"recipe {name} is not for scale {scale}", hint=f"SCALE={said.scales[0]}")
@@ -262,12 +260,3 @@ def _what_it_leads_to(
         folder = runs_folder() / ref.target
         return (load(folder).kind,) if folder.is_dir() else ()
     return LEADS_TO[ref.scheme]
-
-
-def read_run(run: str) -> tuple[str, str]:
-    """The recipe and scale a run was started with."""
-    try:
-        written = read_json(runs_folder() / run / "recipe.json")
-    except ArtifactError:
-        raise ConfigError(f"there is no run '{run}' in {runs_folder()}", hint="start one with `make r1-zero`") from None
-    return written["recipe"], written["scale"]

@@ -12,18 +12,16 @@ file that fetches nothing and runs no script; text from a model is escaped and s
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline import report_lineage, report_paper, report_plots, report_tables
 from pipeline.artifact import write_json
 from pipeline.errors import ArtifactError
+from pipeline.markdown import read_template
 from pipeline.report_measures import METRICS, Measures, as_text, duration, with_interval
 from pipeline.report_run import Curve, Run, StageRecord, read_run
 from pipeline.report_samples import samples, visible
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Path:
@@ -36,7 +34,7 @@ def write_report(run_dir: Path, plan_states: Mapping[str, str] | None = None) ->
     write_json(run_dir / "report.json", strict(as_json(run)))
     page = run_dir / "report.html"
     temporary = page.with_name(f".{page.name}.tmp")
-    temporary.write_text(visible(_template().render(_page(run))), encoding="utf-8")
+    temporary.write_text(visible(read_template("report.html.j2").render(_page(run))), encoding="utf-8")
     temporary.replace(page)
     return page
 
@@ -205,21 +203,6 @@ def _cost_json(run: Run) -> dict[str, Any]:
     return {"total_seconds": sum(cost["seconds"] for cost in stages.values()), "stages": stages}
 
 
-@cache
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["duration"] = duration
-    return environment.get_template("report.html.j2")
-
-
 def _page(run: Run) -> dict[str, Any]:
     """Everything the template shows, by name."""
     columns = [*report_tables.columns_of(run), *report_tables.columns_beside(run)]
@@ -227,6 +210,7 @@ def _page(run: Run) -> dict[str, Any]:
     shown = {row["label"] for row in rows}
     return {
         "run": run,
+        "duration": duration,
         "learned": learned(run),
         "notes": run.notes + alarm_notes(run) + comparison_notes(run),
         "generated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
+from pipeline.artifact import read_or_empty
 from pipeline.refs import DATASET, REWARD_MODEL
 from pipeline.report_measures import as_text, duration, finite, gibibytes
 from pipeline.report_plots import Node
-from pipeline.report_run import CardUse, Run, StageRecord, read_object
+from pipeline.report_run import CardUse, Run, StageRecord
 
 REWARD_MODEL_FACTS = {
     "accuracy": "held-out pairs: the better text scores higher",
@@ -80,7 +81,7 @@ def data_sets(run: Run) -> list[tuple[str, dict[str, Counts]]]:
     found = []
     for stage in run.stages:
         if stage.manifest.artifact == DATASET and stage.folder:
-            counts = read_object(stage.folder / "counts.json", []) or stage.manifest.metrics
+            counts = read_or_empty(stage.folder / "counts.json") or stage.manifest.metrics
             groups = {name: part for name, part in counts.items() if isinstance(part, dict)}
             ungrouped = {name: part for name, part in counts.items() if name not in groups}
             tables = {_words(name): _counts(part) for name, part in {"in_all": ungrouped, **groups}.items()}

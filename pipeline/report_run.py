@@ -15,10 +15,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from pipeline.artifact import MANIFEST, damage, read_json
+from pipeline.artifact import MANIFEST, damage, read_json, read_or_empty
 from pipeline.errors import ArtifactError
 from pipeline.report_measures import Measure, Measures, finite
 from pipeline.stage import read_jsonl
+from pipeline.written import Published
 
 RUNNING_WITHIN_S = 120.0  # a partial folder whose progress is older than this counts as cut off
 
@@ -170,7 +171,7 @@ def read_run(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Run
     `plan_states` (stage -> state, as `make plan` prints them) wins over what the folders look like.
     """
     run = _read_one(run_dir, plan_states)
-    named = (read_object(run_dir / "recipe.json", []) or {}).get("beside")
+    named = read_or_empty(run_dir / "recipe.json").get("beside")
     if not named:
         return run
     try:
@@ -184,7 +185,7 @@ def _read_one(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Ru
     if not run_dir.is_dir():
         raise ArtifactError(f"there is no run at {run_dir}", hint="`make plan` shows what a recipe would do")
     notes: list[str] = []
-    recipe = read_object(run_dir / "recipe.json", notes) or {}
+    recipe = _read_object(run_dir / "recipe.json", notes) or {}
     planned = recipe.get("stages")
     if not isinstance(planned, dict):
         notes.append(f"{run_dir / 'recipe.json'} names no stages: the stages are the folders that were found.")
@@ -196,7 +197,7 @@ def _read_one(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Ru
         for name, settings in planned.items()
         if isinstance(settings, dict)
     ]
-    seed, published = recipe.get("seed"), recipe.get("published") or {}
+    seed, published = recipe.get("seed"), _published(recipe.get("published"), notes)
     return Run(
         path=run_dir,
         recipe=str(recipe.get("recipe") or "unknown recipe"),
@@ -206,12 +207,18 @@ def _read_one(run_dir: Path, plan_states: Mapping[str, str] | None = None) -> Ru
         description=str(recipe.get("description") or ""),
         stages=stages,
         notes=notes,
-        published={
-            metric: sorted((int(step), float(value)) for step, value in points.items())
-            for metric, points in (published.get("curves") or {}).items()
-        },
-        source=str(published.get("source") or ""),
+        published={metric: sorted(points.items()) for metric, points in published.curves.items()},
+        source=published.source,
     )
+
+
+def _published(raw: Any, notes: list[str]) -> Published:
+    nothing = Published(source="", curves={})
+    try:
+        return Published.model_validate(raw) if raw else nothing
+    except ValidationError:
+        notes.append("recipe.json does not say what others have published as points by step: they are not drawn.")
+        return nothing
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -233,8 +240,8 @@ def _read_stage(
     if planned and planned.startswith("stale"):
         notes.append(f"{name} is {planned}: its numbers belong to the older settings.")
     headline = manifest.metrics if manifest else {}
-    metrics = (read_object(final / "metrics.json", notes) if manifest else None) or headline
-    by_domain = (read_object(final / "by_domain.json", notes) if manifest else None) or {}
+    metrics = (_read_object(final / "metrics.json", notes) if manifest else None) or headline
+    by_domain = (_read_object(final / "by_domain.json", notes) if manifest else None) or {}
     problems = _read_by_problem(final, notes) if manifest else ByProblem()
     return StageRecord(
         name=name,
@@ -266,7 +273,7 @@ def _read_by_problem(folder: Path, notes: list[str]) -> ByProblem:
     """Empty when there is no such file, as in older evaluations; empty, and a note, when it holds something else."""
     path = folder / "by_problem.json"
     try:
-        return ByProblem.model_validate(read_object(path, notes) or {})
+        return ByProblem.model_validate(_read_object(path, notes) or {})
     except ValidationError:
         notes.append(f"{path} does not hold values by problem: changes are told without it.")
         return ByProblem()
@@ -301,7 +308,7 @@ def _read_manifest(folder: Path, notes: list[str]) -> Manifest | None:
     return None
 
 
-def read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
+def _read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
     """A JSON object, None when the file is missing; a note when it is not one."""
     if not path.is_file():
         return None
@@ -318,8 +325,8 @@ def read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
 
 def _partial_state(partial: Path, notes: list[str]) -> str:
     """`running`, `cut off` or `failed`, and at which step; a failure's message becomes a note."""
-    progress = read_object(partial / "progress.json", []) or {}
-    error = read_object(partial / "error.json", [])
+    progress = read_or_empty(partial / "progress.json")
+    error = read_or_empty(partial / "error.json")
     step, total = finite(progress.get("step")), finite(progress.get("total"))
     where = "" if step is None or total is None else f"step {step:.0f} of {total:.0f}"
     if error and error.get("type") != "Interrupted":

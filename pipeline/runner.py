@@ -194,7 +194,7 @@ def _failure(recipe: Recipe, name: str, code: int, lines: list[str]) -> Pipeline
         kind = getattr(errors, record["type"], StageFailed)
         return kind(f"stage {name}: {record['message']}", record["hint"])
     if code == -signal.SIGTERM:  # before it could listen
-        return Interrupted(f"stage {name} was stopped by a signal", hint="the same command goes on from here")
+        return Interrupted(f"stage {name} was stopped by a signal")
     if shutil.disk_usage(recipe.folder).free < disk.HARDLY_ANY:  # so full that the reason could not be left
         return disk.full(recipe.folder, LEAST_ROOM, f"stage {name}")
     reason = "it was killed" if code == -signal.SIGKILL else _last_words(lines) or f"exit {code}"

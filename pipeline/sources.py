@@ -128,7 +128,7 @@ def hub_rows(
 
 def hub_answers(timeout_s: float = 3.0) -> bool:
     """Whether a connection to the hub can be opened."""
-    if urllib.request.getproxies():
+    if urllib.request.getproxies().keys() - {"no"}:
         return True  # only the proxy knows
     url = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:

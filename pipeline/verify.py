@@ -21,8 +21,12 @@ class Verified(NamedTuple):
 
 
 def verify(run_dir: Path) -> Iterator[Verified]:
-    """Each finished stage of the run in order, as it is checked."""
-    for stage in read_json(run_dir / "recipe.json")["stages"]:
+    """Each finished stage of the run in order, as it is checked; ArtifactError when the run does not name them."""
+    recipe = read_json(run_dir / "recipe.json")
+    stages = recipe.get("stages") if isinstance(recipe, dict) else None
+    if not isinstance(stages, dict):
+        raise ArtifactError(f"{run_dir / 'recipe.json'} names no stages", hint="the run's own command writes it")
+    for stage in stages:
         folder = run_dir / stage
         if folder.is_dir():
             yield _verified(folder)

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import disk, durable
 from pipeline.artifact import Artifact, finish, is_whole, publish, read_json, write_json
 from pipeline.doctor import recorded_forecast
-from pipeline.errors import Interrupted, OutOfMemory, PipelineError
+from pipeline.errors import OutOfMemory, PipelineError, interrupt
 from pipeline.lock import stage_lock
 from pipeline.plan import STAMP, partial_folder
 from pipeline.provenance import cards_used, environment, peak_memory
@@ -35,7 +35,7 @@ def run_one(run_dir: Path, name: str) -> Artifact | None:
     """
     durable.process_name = name
     partial = partial_folder(run_dir, name)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         if int(os.environ.get("RANK", 0)):
             stage = _read_stage(run_dir, name)
@@ -76,10 +76,6 @@ def _make(run_dir: Path, name: str, partial: Path) -> Artifact:
 def _read_stage(run_dir: Path, name: str) -> Stage:
     settings: dict[str, Any] = dict(read_json(run_dir / "recipe.json")["stages"][name])
     return build_stage(name, settings.pop("kind"), settings)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise Interrupted("stopped by a signal; what was done is kept", hint="the same command goes on from here")
 
 
 def _sentence(error: Exception, partial: Path) -> PipelineError | None:

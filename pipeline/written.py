@@ -16,8 +16,6 @@ from pipeline.places import CONFIGS
 from pipeline.settings import did_you_mean, merged, read_yaml
 from stages import STAGES
 
-RECIPE_KEYS = {"description", "extends", "scales", "seed", "beside", "published", "stages"}
-SCALE_KEYS = {"description", "setup", "refs", "minutes", "extends", "stages"}
 DEFAULT_SCALE = "mini"
 _SECRET = re.compile(r"\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{20,}|://[^/\s:@\"]+:[^/\s@\"]+@")
 
@@ -28,6 +26,7 @@ class Scale(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
+    description: str = ""
     setup: str = ""
     """What to do first, in words: shown where a `path:` reference leads nowhere."""
     refs: dict[str, Any] = {}

@@ -19,7 +19,7 @@ def wrong_setting(stage: type[BaseModel], kind: str, error: "ErrorDetails") -> t
     within = [part for part in error["loc"][:-1] if isinstance(part, str)]
     if error["type"] == "extra_forbidden":
         last = error["loc"][-1]
-        hint = did_you_mean(str(last), _model_at(stage, within).model_fields)
+        hint = did_you_mean(str(last), model_at(stage, within).model_fields)
         return f"{[kind, *within][-1]} has no setting '{last}'", hint
     if error["type"] == "union_tag_invalid":
         tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "").split(", ")
@@ -30,7 +30,7 @@ def wrong_setting(stage: type[BaseModel], kind: str, error: "ErrorDetails") -> t
     return message + ("" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"), ""  # no whole stage
 
 
-def _model_at(model: type[BaseModel], path: Iterable[str]) -> type[BaseModel]:
+def model_at(model: type[BaseModel], path: Iterable[str]) -> type[BaseModel]:
     """The model inside `model` at a path of fields; one of several, as of rewards, by its kind."""
     found = [model]
     for part in path:

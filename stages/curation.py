@@ -8,7 +8,7 @@ In memory are the benchmarks, the prompts so far (not the responses), and what p
 the end is it known which n-gram is a phrase of the trade. Contaminated rows are taken out of their shards then.
 
 Paper: DeepSeek-R1 §2.3.3 (filters) and supplementary (10-grams); `stages/filters.py` and `stages/dedup.py` say how we
-differ. How fast it is, and how much memory it takes: `python benchmarks/curation.py`.
+differ. How fast it is, and how much memory it takes: `python -m benchmarks.curation`.
 """
 
 import itertools

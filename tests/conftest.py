@@ -1,6 +1,5 @@
 """Fixtures: a project of toy stages in a temporary folder, and the real data where it lies."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import runner, written
+from pipeline.sources import data_folder
 from stages import STAGES
 from tests.toy_stages import TOYS
 
@@ -57,7 +57,7 @@ def r1(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real data (R1_DATA); the test is skipped, loudly, without it."""
-    folder = Path(os.environ.get("R1_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}; set R1_DATA to a folder with gsm8k/train.jsonl and the like")
+    folder = data_folder()
+    if folder is None or not folder.is_dir():
+        pytest.skip("no real data; set R1_DATA to a folder with gsm8k/train.jsonl and the like")
     return folder

@@ -224,6 +224,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_key(toys: Toys) -> None:
         toys.card(colums={})
     with pytest.raises(CardError, match=r"r1\.hub\.revison: unknown key\nhint: did you mean 'revision'\?"):
         toys.card(hub={"id": "a/b", "revision": "a" * 40, "revison": "x"})
+    with pytest.raises(
+        CardError, match=r"r1\.configs\.demos\.hub\.revison: unknown key\nhint: did you mean 'revision'"
+    ):
+        toys.card(configs={"demos": {"hub": {"id": "a/b", "revision": "a" * 40, "revison": "x"}}})
 
 
 @pytest.mark.parametrize(

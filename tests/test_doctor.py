@@ -3,11 +3,12 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline import doctor
+from pipeline import doctor, machine
 from pipeline.cli import main
 from pipeline.errors import ResourceError
 from pipeline.machine import GIB, Gpu, Machine, parse_gpu
@@ -153,10 +154,25 @@ def test_a_driver_of_the_same_cuda_generation_is_new_enough() -> None:
 
 
 def test_lines_of_nvidia_smi_are_read_and_others_passed_over() -> None:
-    found = parse_gpu("NVIDIA H100 80GB HBM3, 81559, 80990, 580.95.05")
-    assert found == Gpu("NVIDIA H100 80GB HBM3", 81559 * 2.0**20, 80990 * 2.0**20, "580.95.05")
+    found = parse_gpu("NVIDIA H100 80GB HBM3, 81559, 80990, 580.95.05, GPU-1")
+    assert found == Gpu("NVIDIA H100 80GB HBM3", 81559 * 2.0**20, 80990 * 2.0**20, "580.95.05", "GPU-1")
     assert parse_gpu("No devices were found") is None
-    assert parse_gpu("NVIDIA X, [N/A], [N/A], 580") is None
+    assert parse_gpu("NVIDIA X, [N/A], [N/A], 580, GPU-1") is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [(None, "abc"), ("", ""), ("1", "b"), ("2,0", "ca"), ("GPU-bb", "b"), ("0,-1,1", "a"), ("7", ""), ("MIG-x", "a")],
+)
+def test_the_gpus_are_those_that_cuda_may_use_in_its_order(
+    visible: str | None, names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "".join(f"{name}, 100, 90, 580.95, GPU-{name * 8}\n" for name in "abc")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=lines))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert "".join(gpu.name for gpu in machine._gpus()) == names
 
 
 def test_make_doctor_says_what_fits_and_what_is_wrong(

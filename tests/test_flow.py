@@ -46,6 +46,7 @@ def test_an_engine_that_does_not_exist_is_refused(toy, monkeypatch, r1):
     code, output = r1("run", "toy")
     assert code == 2
     assert "there is no engine 'airflow'" in output
+    assert not list((toy / "runs").iterdir())
 
 
 @pytest.mark.slow

@@ -157,6 +157,9 @@ def test_the_plan_expects_what_the_scale_says_until_this_machine_knows_better(to
     assert "expected in all: 0.0 min" in measured
     changed = r1("plan", "toy", "--run", "other", "--args", "stages.data.n=5")[1]
     assert "expected in all: 12 min" in changed
+    for strange in ('{"inputs": {"data": [{}]}}', '{"settings": []}', '{"inputs": 3}'):
+        (toy / "runs/toy-mini/data/manifest.json").write_text(strange)
+        assert "expected in all: 12 min" in r1("plan", "toy", "--run", "other")[1]
 
 
 def test_the_plan_says_what_licences_forbid(toy, r1, monkeypatch):

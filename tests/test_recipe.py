@@ -59,6 +59,11 @@ def test_a_recipe_that_adds_stages_names_all_of_them_in_order(toy):
         load_recipe("more", "mini")
 
 
+def test_a_recipe_cannot_be_extended_from_the_command_line(toy):
+    with pytest.raises(ConfigError, match="there is no setting 'extends'"):
+        load_recipe("toy", "mini", args=["extends=more"])
+
+
 def test_a_scale_reference_is_replaced_by_what_the_scale_calls_so(toy):
     write(toy, "scales/mini", "refs: {numbers: stage:data}")
     write(toy, "recipes/toy", "stages: {data: {kind: count}, model: {kind: sum, data: scale:numbers}}")

@@ -392,6 +392,13 @@ def test_without_a_recipe_the_folders_tell(run_dir: Path, text: str | None) -> N
     assert any("names no stages" in note for note in found["notes"])
 
 
+@pytest.mark.parametrize("published", ["x", {"curves": 3}, {"curves": {"pass_at_1": {"late": 1}}}])
+def test_published_points_that_are_none_become_a_sentence(run_dir: Path, published: Any) -> None:
+    recipe = json.loads((run_dir / "recipe.json").read_text()) | {"published": published}
+    (run_dir / "recipe.json").write_text(json.dumps(recipe))
+    assert any("what others have published" in note for note in written(run_dir)["notes"])
+
+
 def test_there_is_no_report_of_no_run(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="there is no run at"):
         report.write_report(tmp_path / "nothing")

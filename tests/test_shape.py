@@ -23,6 +23,7 @@ ORDER = [
     "lock",
     "artifact",
     "settings",
+    "wrong_setting",
     "sources",
     "bad_rows",
     "card_block",
@@ -33,15 +34,16 @@ ORDER = [
     "written",
     "fingerprints",
     "recipe",
+    "provenance",
     "needs",
     "plan",
     "dry_run",
     "verify",
-    "provenance",
     "pack",
     "estimates",
     "machine",
     "doctor",
+    "worker",
     "runner",
     "launch",
     "report_measures",
@@ -57,6 +59,7 @@ ORDER = [
     "card_table",
     "card_check",
     "new_card",
+    "console",
     "doctor_table",
     "flow",
     "execution",
@@ -84,6 +87,10 @@ def test_a_module_of_the_machine_imports_only_what_stands_before_it(name):
     assert not wrong
     if ORDER.index(name) < ORDER.index("stages"):
         assert not {module for module in imports_at_load(file) if module.split(".")[0] == "stages"}
+
+
+def test_every_module_of_the_machine_has_its_place_in_the_order():
+    assert {file.stem for file in ROOT.glob("pipeline/[!_]*.py")} == set(ORDER) - {"stages"}
 
 
 def test_only_the_flow_imports_prefect_and_only_engines_import_heavy_libraries():

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.card import load_card
 from pipeline.errors import DataError
-from pipeline.sources import hub_rows
+from pipeline.sources import hub_answers, hub_rows
 from tests.test_card import Toys, toys
 
 __all__ = ["toys"]
@@ -80,3 +80,9 @@ def test_the_largest_sets_are_streamed() -> None:
     for name in ("r1_distill_sft", "dolphin_r1"):
         hub = load_card(name).block.hub
         assert hub and hub.stream
+
+
+def test_hosts_that_need_no_proxy_are_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {"no": "localhost"})
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    assert not hub_answers()

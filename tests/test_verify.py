@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifact import SMALL, load, publish
+from pipeline.artifact import SMALL, checkpoints_in, load, publish
 from pipeline.errors import ArtifactError
 
 
@@ -63,7 +63,7 @@ def test_a_flipped_bit_in_a_large_file_is_found_by_verify(tmp_path):
 @pytest.mark.parametrize(
     "manifest",
     [
-        *("", "{", "[]", "{}", "\0\0\0", '{"format": 1}', '{"format": 1, "files": []}'),
+        *("", "{", "[]", "{}", "\0\0\0", "[" * 100_000, '{"format": 1}', '{"format": 1, "files": []}'),
         *('{"format": 1, "files": {"a": 1}}', '{"format": 1, "files": {"a": {"size": "1"}}}'),
     ],
 )
@@ -74,6 +74,15 @@ def test_a_manifest_that_is_none_is_damage_and_no_traceback(toy, r1, manifest):
         code, output = r1(*verb)
         assert code == (0 if verb[0] == "plan" else 2)
         assert "damaged" in output
+
+
+@pytest.mark.parametrize("recipe", ["", "[]", "{}", '{"stages": 3}'])
+def test_a_recipe_json_that_names_no_stages_is_a_sentence_and_the_report_goes_by_the_folders(toy, r1, recipe):
+    r1("run", "toy")
+    (toy / "runs/toy-mini/recipe.json").write_text(recipe)
+    code, output = r1("verify", "toy-mini")
+    assert code == 2 and "recipe.json" in output and "there is no run" not in output
+    assert r1("report", "toy-mini")[0] == 0
 
 
 def test_a_run_that_does_not_exist_is_a_sentence(toy, r1):
@@ -87,3 +96,9 @@ def test_the_manifest_of_another_version_is_a_sentence(toy, r1):
     file = toy / "runs/toy-mini/data/manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
     assert "has format 99, this version reads 1" in r1("verify", "toy-mini")[1]
+
+
+def test_a_folder_that_is_only_called_like_a_checkpoint_is_passed_over(tmp_path):
+    for name in ("checkpoint-2", "checkpoint-x", "checkpoint-²"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-2"]
