@@ -43,6 +43,7 @@ from stages.filters import FAILS as FILTERS
 from stages.filters import Filters
 from stages.questions import FAILS as QUESTIONS
 from stages.questions import Questions
+from stages.rows import benchmark_texts
 from stages.selection import REASONS, Selection
 
 MAX_BAD_SHARE = 0.2
@@ -94,7 +95,8 @@ class Curate(Stage):
         folder.mkdir()
         found, unsolved = Counter[str](), Counter[str]()
         rows = self._solved(inputs, found, unsolved, work)
-        counts = curate(rows, folder, self._rules, self._benchmarks(inputs), self.num_processes)
+        benchmarks = benchmark_texts(inputs, self.decontaminate)
+        counts = curate(rows, folder, self._rules, benchmarks, self.num_processes)
         fates = {**unsolved, **counts["rows"], **self._selected(folder), "found": found.total()}
         counts["rows"] = {name: fates[name] for name in FATES if name in fates}
         counts |= _kept(folder, found)
@@ -118,10 +120,6 @@ class Curate(Stage):
             dedup_domains=self.dedup_domains,
             overlap=self.overlap,
         )
-
-    def _benchmarks(self, inputs: Inputs) -> dict[str, list[str]]:
-        named = inputs.rows_by_source("decontaminate") if self.decontaminate else []
-        return {str(ref): [row.get("prompt") or row.get("text", "") for row in rows] for ref, rows in named}
 
     def _rows(self, inputs: Inputs, found: Counter[str], dropped: Counter[str], work: Workdir) -> Iterator[Row]:
         """Every whole row with all columns of its shape, its `source` and its own pass rate, counted by source.

@@ -30,6 +30,7 @@ from stages.rewards import Sample
 from stages.rewards.checkers import MAX_CHARS, Verdict, answer_text, canonical, refuses
 from stages.rewards.helpfulness import Helpfulness
 from stages.rewards.ifeval import met
+from stages.rows import rows_of
 from stages.sampling import LazySampler, SamplingStage
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Evaluate(SamplingStage):
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Writes the files named in the module docstring; returns what `metrics.json` holds."""
-        problems = inputs.rows("problems", limit=self.num_problems)
+        problems = rows_of(inputs, "problems", "problem", self.num_problems)
         rows = [row for part in self._parts(problems, inputs, work) for row in part]
         self._score(rows, inputs)
         metrics = self._measure(rows)

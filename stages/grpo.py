@@ -35,6 +35,7 @@ from stages.rewards import AnyReward, Sample, Scorer, score_many
 from stages.rewards.accuracy import Accuracy
 from stages.rewards.checkers import Verdict, check_many
 from stages.rewards.format import Format
+from stages.rows import rows_of
 from stages.sampling import SamplingStage
 from stages.training import TrainingStage, merge_metrics
 
@@ -172,13 +173,15 @@ class GRPO(TrainingStage, SamplingStage):
         return found
 
     def _problems(self, inputs: Inputs) -> Problems:
-        """The rows; DataError when there are too few of them for one step."""
+        """The rows; DataError when they are no problems, or too few for one step."""
         from stages.engines.schedule import num_late_problems  # imports torch
 
         early, num_bad = usable(self._worth_learning(inputs))
-        late, num_bad_late = usable(inputs.rows("late_problems", self.late_each)) if self.late_problems else ([], 0)
-        is_watched = self.alarm_problems and self.alarm.action != "off"
-        held_out = usable(inputs.rows("alarm_problems", limit=self.alarm.num_problems))[0] if is_watched else []
+        late, num_bad_late, held_out = [], 0, []
+        if self.late_problems:
+            late, num_bad_late = usable(rows_of(inputs, "late_problems", "problem", self.late_each))
+        if self.alarm_problems and self.alarm.action != "off":
+            held_out, _ = usable(rows_of(inputs, "alarm_problems", "problem", self.alarm.num_problems))
         _require(early, self.num_problems, "problems")
         if late:
             _require(late, num_late_problems(self.num_problems, self.late_share), "late problems")
@@ -186,7 +189,7 @@ class GRPO(TrainingStage, SamplingStage):
 
     def _worth_learning(self, inputs: Inputs) -> list[dict[str, str]]:
         """The problems, without those that were solved too seldom or too often."""
-        found = inputs.rows("problems")
+        found = rows_of(inputs, "problems", "problem")
         if self.pass_rates is None:
             return found
         return within(found, read_pass_rates(inputs.folder("pass_rates")), self.min_pass_rate, self.max_pass_rate)

@@ -19,6 +19,7 @@ from pipeline.artifact import newest_checkpoint, step_of
 from pipeline.errors import ResourceError
 from pipeline.refs import CHECKPOINT, CheckpointRef, DatasetRef, Ref
 from pipeline.stage import Inputs, Runtime, Stage, Workdir
+from stages.rows import rows_of
 
 TOKENIZER_TEXTS = 50_000
 """Documents the tokenizer learns from; more does not change its merges."""
@@ -76,7 +77,7 @@ class Pretrain(Stage):
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         from stages.engines import pretraining
 
-        texts = [row["text"] for row in inputs.rows("text", limit=self.num_texts)]
+        texts = [row["text"] for row in rows_of(inputs, "text", "text", self.num_texts)]
         model, tokenizer = self._begun(inputs, texts)
         pack = pretraining.pack(texts, tokenizer, self.sequence_length)
         model.to(self._device())

@@ -25,6 +25,7 @@ from pipeline.errors import DataError
 from pipeline.refs import REWARD_MODEL, DatasetRef
 from pipeline.stage import Inputs, ModelSource, Runtime, Workdir
 from stages.chat import judged_text, parse
+from stages.rows import rows_of
 from stages.sampling import Template
 from stages.training import TrainingStage, merge_metrics
 
@@ -93,7 +94,7 @@ class RewardModel(TrainingStage):
         from stages.engines import reward_run  # imports torch and trl
 
         reward_run.check(self)
-        pairs, counts = usable_pairs(inputs.rows("preferences", limit=self.num_preferences), self.scope)
+        pairs, counts = usable_pairs(rows_of(inputs, "preferences", "preference", self.num_preferences), self.scope)
         if self.balance_lengths:
             pairs, counts["num_unbalanced"] = balanced(pairs)
         training, held_out = split(pairs, self.eval_share, self.seed)
@@ -119,13 +120,8 @@ def _record(scored: ScoredPair) -> dict[str, Any]:
 def usable_pairs(rows: Sequence[Row], scope: Literal["answer", "whole"]) -> tuple[list[Pair], dict[str, int]]:
     """The pairs that say something, and how many did not: a side without a text to judge, or equal sides.
 
-    Raises DataError if none is left, or if the rows are no preferences.
+    Raises DataError if none is left.
     """
-    if missing := {"id", "prompt", "chosen", "rejected"} - rows[0].keys():
-        raise DataError(
-            f"preferences: the rows have no column {', '.join(sorted(missing))}, so they are no preferences",
-            hint="`make cards` shows which cards hold preferences",
-        )
     pairs, counts = [], {"num_preferences": len(rows), "num_without_text": 0, "num_equal": 0}
     for row in rows:
         chosen, rejected = (judged_text(parse(row[side]), scope) for side in ("chosen", "rejected"))

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from pipeline.refs import DatasetRef
 from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
+from stages.rows import sources_of
 from stages.sampling import Template
 from stages.training import TrainingStage, merge_metrics
 
@@ -72,7 +73,7 @@ class SFT(TrainingStage):
         from stages.engines import sft_run  # imports torch and trl
 
         sft_run.check(self)
-        record = sft_run.train(self, inputs.checkpoint("model"), inputs.rows_by_source("demos"), work)
+        record = sft_run.train(self, inputs.checkpoint("model"), sources_of(inputs, "demos", "demo"), work)
         curve = read_jsonl(work.metrics_file)
         measured = {name: curve[-1][name] for name in ("eval_loss",) if name in curve[-1]}
         return {

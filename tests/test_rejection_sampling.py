@@ -234,12 +234,6 @@ def test_problems_that_are_all_held_by_a_benchmark_are_an_error(base: Path, tmp_
         stage(decontaminate=["path:x"]).run(inputs, Workdir(tmp_path))  # type: ignore[arg-type]
 
 
-def test_rows_that_are_no_problems_are_refused_by_name(base: Path, tmp_path: Path) -> None:
-    demo = {"id": "a", "prompt": "1+1?", "response": "2", "domain": "arithmetic", "language": "en"}
-    with pytest.raises(DataError, match="path:problems has no answer, checker"):
-        stage().run(Sources(base, [demo]), Workdir(tmp_path))  # type: ignore[arg-type]
-
-
 def test_the_shards_size_and_engine_do_not_change_the_fingerprint_and_filters_do() -> None:
     def name(**settings: Any) -> str:
         return stage(**settings).fingerprint({})
