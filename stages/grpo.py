@@ -28,7 +28,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pipeline.errors import DataError
 from pipeline.refs import DatasetRef, Ref, RewardModelRef
 from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
-from stages.alarm import Alarm
+from stages.alarm import MODELLED, Alarm
 from stages.difficulty import read_pass_rates, within
 from stages.lengthening import Phase
 from stages.rewards import AnyReward, Sample, Scorer, score_many
@@ -128,6 +128,15 @@ class GRPO(TrainingStage, SamplingStage):
         if model is not None and not is_listed:
             raise ValueError(f"no reward asks this model: list one of kind '{kind}', or leave the model out")
         return model
+
+    @field_validator("alarm_problems")
+    @classmethod
+    def _has_scores_to_watch(cls, problems: list[DatasetRef], info: ValidationInfo) -> list[DatasetRef]:
+        if problems and not {reward.kind for reward in info.data.get("rewards", ())} & set(MODELLED):
+            raise ValueError(
+                f"the alarm compares the rewards {' and '.join(MODELLED)}: without them it has nothing to watch"
+            )
+        return problems
 
     @field_validator("dynamic_sampling")
     @classmethod

@@ -99,8 +99,10 @@ def test_rows_of_another_shape_are_refused_before_a_model_is_loaded(
     dataset(run_dir, "problems", [{k: v for k, v in row.items() if k != "response"} for row in problems])
     (run_dir / "model").mkdir()
     (run_dir / "model/config.json").write_text("{}")
-    references = {"model": "path:model"} if kind != "pretrain" else {}
-    references |= {"problems": ["stage:problems"]} if kind == "grpo" else {}
+    references: dict[str, Any] = {"model": "path:model"} if kind != "pretrain" else {}
+    if kind == "grpo":
+        liked = {"rewards": [{"kind": "helpfulness"}], "helpfulness_model": "path:model"}
+        references |= {"problems": ["stage:problems"], **liked}
     wrong = "stage:problems" if kind == "sft" else "stage:demos"
     stage = STAGES[kind](device="cpu", **references | {field: wrong if kind == "pretrain" else [wrong]})  # type: ignore[call-arg]
     with pytest.raises(DataError, match=f"{field}: {wrong} has no {missing}, so its rows are no "):
