@@ -331,6 +331,9 @@ def damaged(base: Path, folder: Path, what: str) -> Path:
         weights.write_bytes(weights.read_bytes()[:-10])
     elif what == "not safetensors":
         weights.write_bytes(b"PK\x03\x04" + bytes(100))
+    elif what == "a header of nonsense":
+        header = json.dumps({"weight": {"dtype": "F32", "shape": [1], "data_offsets": ["a", "b"]}}).encode()
+        weights.write_bytes(len(header).to_bytes(8, "little") + header)
     elif what == "no config":
         (folder / "config.json").unlink()
     elif what == "another shape":
@@ -339,7 +342,10 @@ def damaged(base: Path, folder: Path, what: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("what", ["missing", "cut off", "not safetensors", "no config", "another shape"])
+DAMAGES = ("missing", "cut off", "not safetensors", "a header of nonsense", "no config", "another shape")
+
+
+@pytest.mark.parametrize("what", DAMAGES)
 def test_a_damaged_checkpoint_is_one_sentence(what: str, base: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_model(damaged(base, tmp_path / "damaged", what), device="cpu")
