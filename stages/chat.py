@@ -150,8 +150,7 @@ def judged_text(response: Response, scope: Literal["answer", "whole"]) -> str | 
     own answer). `whole`: everything, reasoning included, with the tags left out. Nothing after an end-of-turn
     token is read.
     """
-    end = _END_OF_TURN.search(response.text)
-    turn = response.text[: end.start()] if end else response.text
+    turn = one_turn(response.text)
     if scope == "whole":
         text = " ".join(piece.strip() for piece in _ANY_TAG.split(turn) if piece.strip())
     elif response.reasoning is None and not has_tags(turn):

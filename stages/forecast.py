@@ -134,8 +134,9 @@ def forecast(stage: Stage, shape: Shape, device: Device) -> Forecast | None:
 
 def _at_its_longest(stage: Stage) -> Stage:
     """The stage in the phase with the longest responses: what fits then fits before."""
-    phases = stage.lengthening if isinstance(stage, GRPO) else ()
-    return stage.in_phase(max(phases, key=lambda phase: (phase.length, phase.generations))) if phases else stage
+    if not isinstance(stage, GRPO) or not stage.lengthening:
+        return stage
+    return stage.in_phase(max(stage.lengthening, key=lambda phase: (phase.length, phase.generations)))
 
 
 def fits(stage: Stage, shape: Shape, device: Device) -> bool:

@@ -186,11 +186,13 @@ class GRPO(TrainingStage, SamplingStage):
         from stages.engines.schedule import num_late_problems  # imports torch
 
         early, num_bad = usable(self._worth_learning(inputs))
-        late, num_bad_late, held_out = [], 0, []
-        if self.late_problems:
-            late, num_bad_late = usable(rows_of(inputs, "late_problems", "problem", self.late_each))
-        if self.alarm_problems and self.alarm.action != "off":
-            held_out, _ = usable(rows_of(inputs, "alarm_problems", "problem", self.alarm.num_problems))
+        late, num_bad_late = usable(
+            rows_of(inputs, "late_problems", "problem", self.late_each) if self.late_problems else []
+        )
+        is_watched = self.alarm_problems and self.alarm.action != "off"
+        held_out, _ = usable(
+            rows_of(inputs, "alarm_problems", "problem", self.alarm.num_problems) if is_watched else []
+        )
         _require(early, self.num_problems, "problems")
         if late:
             _require(late, num_late_problems(self.num_problems, self.late_share), "late problems")
@@ -250,7 +252,7 @@ def usable(problems: list[dict[str, str]]) -> tuple[list[dict[str, str]], int]:
     tried = problems[:MAX_GOLDS_CHECKED]
     verdicts = check_many([("", problem) for problem in tried])
     bad = {i for i, verdict in enumerate(verdicts) if verdict is Verdict.gold_unusable}
-    if len(bad) == len(tried):
+    if bad and len(bad) == len(tried):
         first = problems[0]
         raise DataError(
             f"no gold answer can be used: problem {first['id']!r} has {first['answer']!r} for the checker "
