@@ -20,7 +20,7 @@ from pipeline.places import stays_inside
 from pipeline.refs import Ref
 from pipeline.settings import parse_yaml
 from pipeline.sources import read_rows
-from stages.dataset import table, write_card
+from stages.dataset_card import table, write_card
 from tests.conftest import TOY_CLI
 from tests.hostile_completions import ROWS
 from tests.toy_run import write_toy_run

@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact import publish
+from pipeline.card import load_card
 from pipeline.errors import DataError, ResourceError
 from pipeline.refs import DATASET, Ref
 from pipeline.stage import Workdir, read_dataset
 from stages import STAGES
 from stages.chat import TEMPLATES
+from stages.dataset_card import cards_of, licence_of
 from stages.engines.samplers import Completion, TransformersSampler
 from stages.filters import Filters
 from stages.rejection_sampling import RejectionSampling
@@ -74,6 +76,12 @@ def knows_sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(TransformersSampler, "generate", answers)
     return calls
+
+
+def test_a_licence_is_claimed_only_where_every_source_is_known_to_have_it() -> None:
+    refs = [Ref.parse("card:gsm8k"), Ref.parse("stage:mine")]
+    assert licence_of(refs[:1], cards_of(refs)) == load_card("gsm8k").licence == "mit"
+    assert licence_of(refs, cards_of(refs)) == "other"
 
 
 def test_it_is_a_stage_that_makes_a_data_set() -> None:
