@@ -7,8 +7,9 @@ checkpoint is written (sealed, two kept, no pickled settings, no model card) and
 save, stop.
 """
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,31 +22,22 @@ from pipeline.settings import did_you_mean
 from pipeline.stage import Workdir
 from stages.engines import checkpoints, ranks
 from stages.engines.core import Core
-from stages.engines.models import quiet
+from stages.engines.models import choose_device, quiet
 from stages.engines.stopping import Stop, stop_on_signals
 from stages.engines.token_budget import automatic_budget, lowered
-from stages.training import CUDA_OPTIMISERS
+from stages.training import CUDA_OPTIMISERS, TrainingStage
+
+if TYPE_CHECKING:
+    from stages.reward_model import RewardModel
+    from stages.sft import SFT
 
 # Settings that have the same name in the stages and in TRL's configs and are passed on as they are.
 PASSED_ON = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm")
 # Settings of TRL's configs that every stage of ours decides itself.
 OURS = (
-    *(
-        "output_dir",
-        "seed",
-        "gradient_accumulation_steps",
-        "gradient_checkpointing",
-        "activation_checkpointing",
-    ),
-    *(
-        "save_steps",
-        "save_strategy",
-        "save_total_limit",
-        "logging_steps",
-        "report_to",
-        "resume_from_checkpoint",
-    ),
-    *("warmup_steps", "bf16", "fp16", "use_cpu", "model_init_kwargs"),
+    *("output_dir", "seed", "gradient_accumulation_steps", "gradient_checkpointing", "activation_checkpointing"),
+    *("save_steps", "save_strategy", "save_total_limit", "logging_steps", "report_to", "resume_from_checkpoint"),
+    *("per_device_train_batch_size", "max_steps", "warmup_steps", "bf16", "fp16", "use_cpu", "model_init_kwargs"),
     # A resume would not be the uninterrupted run.
     *("save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "load_best_model_at_end"),
 )
@@ -193,6 +185,50 @@ def common_arguments(work: Workdir, device: torch.device, save_steps: int, seed:
         "bf16": device.type == "cuda",
         "dataloader_pin_memory": device.type == "cuda",
     }
+
+
+def config_of(
+    config_class: type,
+    stage: TrainingStage,
+    work: Workdir,
+    device: torch.device,
+    batch_size: int,
+    steps: int,
+    **own: Any,
+) -> Any:
+    """The stage's settings as TRL's config: what every stage sets, its `own`, its `trl`. ConfigError where TRL refuses.
+
+    `batch_size` is that of one process; an update takes one batch.
+    """
+    try:
+        return config_class(
+            **common_arguments(work, device, stage.save_steps, stage.seed),
+            **{name: getattr(stage, name) for name in PASSED_ON},
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=1,
+            max_steps=steps,
+            warmup_steps=math.ceil(stage.warmup_ratio * steps),
+            gradient_checkpointing=stage.gradient_checkpointing,
+            **own,
+            **stage.trl,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"TRL refuses the settings of this stage: {error}") from error
+
+
+def steps_for(stage: "SFT | RewardModel", num_rows: int) -> int:
+    """Updates of a stage that sees each of its rows so many times, unless it was told."""
+    return stage.max_steps or math.ceil(num_rows / stage.batch_size) * stage.num_train_epochs
+
+
+def check(stage: TrainingStage, config_class: type, own: Collection[str]) -> None:
+    """What can be refused before a model is loaded; `own`: the stage's own settings besides those that all have.
+
+    Raises ConfigError or ResourceError.
+    """
+    check_optimiser(stage.optim, choose_device(stage.device))
+    check_extra(stage.trl, config_class, {*PASSED_ON, *OURS, *own})
+    check_quantization(stage.quantization, stage.lora)
 
 
 def check_extra(extra: dict[str, Any], config_class: type, ours: set[str]) -> None:
