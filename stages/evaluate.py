@@ -16,9 +16,9 @@ Command: `make stage STAGE=eval_base`, or as part of `make r1-zero`
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.artifact import read_checked, write_checked
 from pipeline.refs import METRICS, CheckpointRef, DatasetRef, RewardModelRef
@@ -56,6 +56,12 @@ class Evaluate(SamplingStage):
     k: int | None = Field(None, ge=1, description="the k of pass_at_k and maj_at_k; null = num_samples")
     part_size: Runtime[int] = Field(256, ge=1, description="problems after which results are kept for a resume")
 
+    @model_validator(mode="after")
+    def _has_k_samples(self) -> Self:
+        if self._k > self.num_samples:
+            raise ValueError(f"k {self.k} is more than num_samples {self.num_samples}: raise it, or lower k")
+        return self
+
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Writes the files named in the module docstring; returns what `metrics.json` holds."""
         problems = rows_of(inputs, "problems", "problem", self.num_problems)
@@ -72,7 +78,7 @@ class Evaluate(SamplingStage):
 
     @property
     def _k(self) -> int:
-        return min(self.k or self.num_samples, self.num_samples)
+        return self.k or self.num_samples
 
     def _measure(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
         return measure(rows, self._k, longest=self.max_completion_length)

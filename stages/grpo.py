@@ -98,7 +98,9 @@ class GRPO(TrainingStage, SamplingStage):
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
     beta: float = Field(0.0, ge=0, description="weight of the KL term that ties the policy to the reference")
     epsilon: float = Field(0.2, ge=0, description="clipping of the importance ratio, below")
-    epsilon_high: float | None = Field(None, ge=0, description="clipping above; null = like epsilon")
+    epsilon_high: float | None = Field(
+        None, ge=0, description="clipping above; null = like epsilon. For cispo the ratio's own bound, such as 5"
+    )
     delta: float | None = Field(None, gt=1, description="upper bound of the ratio for negative advantages; null = none")
     importance_sampling_level: Literal["token", "sequence"] = "token"
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -116,6 +118,22 @@ class GRPO(TrainingStage, SamplingStage):
             raise ValueError(f"min_pass_rate {low:g} is above max_pass_rate {high:g}: no problem lies between")
         if self.pass_rates is None and (low, high) != (0.0, 1.0):
             raise ValueError("min_pass_rate and max_pass_rate need `pass_rates`: a stage of kind rejection_sampling")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_fit_the_loss(self) -> Self:
+        """What TRL only warns of, or does not look at."""
+        loss, level = self.loss_type, self.importance_sampling_level
+        if loss == "cispo" and (self.epsilon_high or 0) < 1:
+            raise ValueError("loss_type cispo cuts the ratio itself at epsilon_high (ScaleRL: 5): set one of 1 or more")
+        if self.delta is not None and loss in ("cispo", "sapo", "vespo"):
+            raise ValueError(f"delta bounds a ratio that is clipped, and loss_type {loss} clips none")
+        if level == "sequence" and loss not in ("grpo", "sapo", "luspo"):
+            raise ValueError(
+                f"of a sequence's ratio loss_type {loss} makes more the longer it is: set loss_type grpo (GSPO)"
+            )
+        if loss == "luspo" and level == "token":
+            raise ValueError("loss_type luspo is made for importance_sampling_level sequence")
         return self
 
     @field_validator("helpfulness_model", "harmlessness_model")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from statistics import StatisticsError, correlation, fmean
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.errors import DataError
 from pipeline.refs import REWARD_MODEL, DatasetRef
@@ -85,6 +85,13 @@ class RewardModel(TrainingStage):
     batch_size: int = Field(256, ge=1, description="pairs in each step")
 
     save_steps: Runtime[int] = Field(50, ge=1, description="steps between checkpoints to resume from")
+
+    @field_validator("memory_gb")
+    @classmethod
+    def _is_not_kept(cls, memory_gb: float | None) -> float | None:
+        if memory_gb is not None:
+            raise ValueError("a reward model's training keeps within no memory_gb: lower token_budget")
+        return memory_gb
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Trains and saves the model; returns what it is worth on held-out pairs, its length bias and the counts.

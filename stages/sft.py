@@ -68,6 +68,12 @@ class SFT(TrainingStage):
             raise ValueError("caps must be at least 1")
         return self
 
+    @model_validator(mode="after")
+    def _keeps_within_its_memory(self) -> Self:
+        if self.memory_gb is not None and self.lora is None:
+            raise ValueError("memory_gb holds where an adapter is trained: set lora, or lower token_budget")
+        return self
+
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Trains and saves the model; returns the loss over the last tenth of the steps, the held-out loss, counts."""
         from stages.engines import sft_run  # imports torch and trl

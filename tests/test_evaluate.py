@@ -236,3 +236,8 @@ def test_the_result_does_not_depend_on_where_it_was_interrupted(
 def test_evaluating_does_not_import_trl() -> None:
     code = "import sys, stages.evaluate, stages.engines.engine; assert not {'trl', 'peft'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_a_k_without_as_many_samples_is_refused_and_not_lowered() -> None:
+    with pytest.raises(ValueError, match="k 4 is more than num_samples 2"):
+        stage(k=4, num_samples=2)

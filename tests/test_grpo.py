@@ -276,8 +276,23 @@ REFUSED = {
     "a phase beyond the context": ({"lengthening": [{"from_fraction": 0.5, "length": 50}]}, DataError, "of 300"),
     "fewer problems than a step takes": ({"num_problems": 50}, DataError, "12 usable problems"),
     "a prompt beyond the context": ({"max_completion_length": 250}, DataError, "problem 'p10'"),
+    "all weights for a server": ({"sampler": "vllm_server"}, ConfigError, "sent the adapter of each step"),
     "vLLM without CUDA": ({"sampler": "vllm"}, ResourceError, "sampler 'vllm'"),
 }
+
+
+UNFIT = {
+    "a ratio cut below 1": ({"loss_type": "cispo"}, "cuts the ratio itself"),
+    "a bound of nothing": ({"loss_type": "vespo", "delta": 2.0}, "clips none"),
+    "a length that weighs": ({"importance_sampling_level": "sequence"}, "set loss_type grpo"),
+    "luspo by tokens": ({"loss_type": "luspo"}, "made for importance_sampling_level sequence"),
+}
+
+
+@pytest.mark.parametrize(("settings", "says"), UNFIT.values(), ids=UNFIT.keys())
+def test_bounds_that_do_not_fit_the_loss_are_refused_as_settings(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        toy(**settings)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without CUDA says")

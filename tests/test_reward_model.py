@@ -242,3 +242,8 @@ def test_settings_that_cannot_be_are_refused_with_a_sentence(base: Path, tmp_pat
         train(stage(trl={"beta": 1}), base, tmp_path, POLITE)
     with pytest.raises(ConfigError, match="nothing to train"):
         train(stage(quantization="nf4"), base, tmp_path, POLITE)
+
+
+def test_a_limit_that_a_reward_model_does_not_keep_is_refused() -> None:
+    with pytest.raises(ValueError, match="keeps within no memory_gb"):
+        stage(memory_gb=5.0)
