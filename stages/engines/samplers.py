@@ -18,7 +18,7 @@ same.
 Shapes: R rows (prompts × n), T new tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,8 +28,6 @@ from transformers import PreTrainedTokenizerBase
 from stages.engines.decoding import decoder_for
 from stages.engines.models import end_tokens
 from stages.engines.token_budget import lowered
-
-Progress = Callable[[int, int], None]
 
 # Rows leave the cache when this share of the batch has finished: each removal copies the cache.
 _FINISHED_SHARE = 0.25
@@ -66,10 +64,8 @@ class Sampler(Protocol):
 
     trained_elsewhere: bool
 
-    def generate(
-        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Completion]]:
-        """`n` responses for each prompt, in order; `progress(done, total)` counts responses."""
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> list[list[Completion]]:
+        """`n` responses for each prompt, in order."""
         ...
 
     def sync(self, model: Any, step: int) -> None:
@@ -108,9 +104,7 @@ class TransformersSampler:
         """Nothing to close."""
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> list[list[Completion]]:
         """See `Sampler.generate`. Prompts are batched by length, so little padding is computed."""
         prompt_ids = encode_prompts(self.tokenizer, prompts)
         uniforms = _uniforms(len(prompts) * n, sampling).view(len(prompts), n, -1)
@@ -121,8 +115,6 @@ class TransformersSampler:
             for chosen in _batches([len(ids) for ids in prompt_ids], n, sampling.max_new_tokens, self.token_budget):
                 rows = self._decode([prompt_ids[i] for i in chosen], n, sampling, uniforms[chosen].flatten(0, 1))
                 found |= {i: rows[k * n : (k + 1) * n] for k, i in enumerate(chosen)}
-                if progress:
-                    progress(len(found) * n, len(prompts) * n)
         finally:
             self.model.train(was_training)
         return [found[i] for i in range(len(prompts))]

@@ -28,7 +28,7 @@ from pipeline.errors import ResourceError
 from pipeline.stage import ModelSource
 from stages.engines import ranks
 from stages.engines.models import end_tokens
-from stages.engines.samplers import Completion, Progress, Sampling, decode_texts, encode_prompts
+from stages.engines.samplers import Completion, Sampling, decode_texts, encode_prompts
 
 if TYPE_CHECKING:
     from stages.sampling import Vllm
@@ -108,9 +108,7 @@ class VllmSampler:
             self._llm.reset_prefix_cache()
         self._synced_step = step
 
-    def generate(
-        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> list[list[Completion]]:
         """See `Sampler.generate`."""
         from vllm import SamplingParams
 
@@ -129,8 +127,6 @@ class VllmSampler:
         inputs = [{"prompt_token_ids": ids} for ids in encode_prompts(self.tokenizer, prompts)]
         with _seeded(sampling.seed):
             outputs = self._llm.generate(inputs, params, use_tqdm=False, lora_request=self._lora)
-        if progress:
-            progress(len(prompts) * n, len(prompts) * n)
         return [[self._completion(found, sampling) for found in output.outputs] for output in outputs]
 
     def sleep(self) -> None:
@@ -195,9 +191,7 @@ class ServerSampler:
             self._post("/v1/unload_lora_adapter", {"lora_name": self._loaded})
         self._loaded = name
 
-    def generate(
-        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> list[list[Completion]]:
         """See `Sampler.generate`."""
         payload = {
             "model": self._loaded or self.name,
