@@ -69,9 +69,7 @@ class GRPO(TrainingStage, SamplingStage):
     spreads: ClassVar[bool] = True
     problems: list[DatasetRef] = Field(description="problems to learn from")
     rewards: tuple[AnyReward, ...] = Field(
-        (Accuracy(), Format(weight=0.2)),
-        min_length=1,
-        description="parts of the reward; their weighted sum counts",
+        (Accuracy(), Format(weight=0.2)), min_length=1, description="parts of the reward; their weighted sum counts"
     )
     pass_rates: DatasetRef | None = Field(
         None, description="a rejection_sampling stage that says how hard the problems are; null = learn from all"

@@ -52,8 +52,7 @@ class Pretrain(Stage):
     )
     architecture: Architecture = Field(Architecture(), description="of a model from nothing")
     whole_words: tuple[str, ...] = Field(
-        ("<think>", "</think>", "<answer>", "</answer>"),
-        description="strings that are one ordinary token each",
+        ("<think>", "</think>", "<answer>", "</answer>"), description="strings that are one ordinary token each"
     )
     num_steps: int = Field(4000, ge=1)
     batch_rows: int = Field(128, ge=1, description="packed rows per step")

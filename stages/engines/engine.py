@@ -31,11 +31,7 @@ def choose_engine(wanted: str, device: torch.device) -> str:
 
 
 def open_sampler(
-    stage: "SamplingStage",
-    source: ModelSource,
-    tokenizer: Any,
-    device: torch.device,
-    model: Any | None = None,
+    stage: "SamplingStage", source: ModelSource, tokenizer: Any, device: torch.device, model: Any | None = None
 ) -> Sampler:
     """The engine a stage samples with. `model` is the model in training, if there is one."""
     engine = choose_engine(stage.sampler, device)
@@ -48,10 +44,5 @@ def open_sampler(
     if engine == "vllm_server":
         return vllm_sampler.ServerSampler(stage.vllm.url, tokenizer)
     return vllm_sampler.VllmSampler(
-        source,
-        tokenizer,
-        stage.vllm,
-        seed=stage.seed,
-        max_completion_length=stage.max_completion_length,
-        model=model,
+        source, tokenizer, stage.vllm, seed=stage.seed, max_completion_length=stage.max_completion_length, model=model
     )

@@ -143,11 +143,7 @@ def _load(
 
 
 def attach_lora(
-    model: PreTrainedModel,
-    rank: int,
-    alpha: int,
-    dropout: float = 0.0,
-    target_modules: str | list[str] = "all-linear",
+    model: PreTrainedModel, rank: int, alpha: int, dropout: float = 0.0, target_modules: str | list[str] = "all-linear"
 ) -> Any:
     """`model` with a fresh LoRA adapter (B = 0, so it starts as the same function), as a PeftModel.
 
@@ -254,10 +250,7 @@ def _nf4(dtype: torch.dtype) -> Any:
             "quantization 'nf4' needs CUDA, and this machine has none", hint="set `quantization: null` here"
         )
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 

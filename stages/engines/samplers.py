@@ -130,10 +130,7 @@ class TransformersSampler:
         tokens_RT = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.long, device=device)
         logprobs_RT = torch.zeros((num_rows, sampling.max_new_tokens), device=device)
         lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
-        live, running = (
-            torch.arange(num_rows, device=device),
-            torch.ones(num_rows, dtype=torch.bool, device=device),
-        )
+        live, running = (torch.arange(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device))
         uniforms_RT = uniforms_RT.to(device)
         stops = _StopTexts(self.tokenizer, sampling.stop, device)
 

@@ -249,8 +249,7 @@ def check_optimiser(optim: str, device: torch.device) -> None:
     """Refuses an optimiser whose kernels need CUDA on a machine without."""
     if device.type != "cuda" and any(mark in optim for mark in CUDA_OPTIMISERS):
         raise ResourceError(
-            f"optim '{optim}' needs CUDA, and this stage computes on {device.type}",
-            hint="set `optim: adamw_torch`",
+            f"optim '{optim}' needs CUDA, and this stage computes on {device.type}", hint="set `optim: adamw_torch`"
         )
 
 

@@ -38,8 +38,7 @@ _SPACES = re.compile(r"(?:\s|(?<!\\)\\[,;: ]|\\q?quad\b|~)+")
 _PLAIN_PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])|π")
 _ROOT_SIGN = re.compile(r"√ ?([0-9]+|[A-Za-z])")
 _LEAD_IN = re.compile(
-    r"(?:(?:so|thus|therefore),? )?(?:the )?(?:final )?answer(?: is)? ?:? ?|答案(?:是|为|：|:)? ?",
-    re.IGNORECASE,
+    r"(?:(?:so|thus|therefore),? )?(?:the )?(?:final )?answer(?: is)? ?:? ?|答案(?:是|为|：|:)? ?", re.IGNORECASE
 )
 _FENCES = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
 

@@ -158,12 +158,7 @@ def _environment() -> dict[str, str]:
     kept = {
         name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONPATH") if name in os.environ
     }
-    fixed = {
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "SYMPY_GROUND_TYPES": "python",
-        "PYTHONHASHSEED": "0",
-    }
+    fixed = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "SYMPY_GROUND_TYPES": "python", "PYTHONHASHSEED": "0"}
     return {**kept, **fixed}
 
 
