@@ -114,8 +114,7 @@ class Evaluate(SamplingStage):
                 work.progress(start + len(part), len(problems), "problems")
 
     def judge(self, pairs: "Sequence[tuple[Row, Completion]]") -> list[Row]:
-        """One row for each (problem, completion): the columns of `completions.jsonl` and what is measured on
-        them."""
+        """One row for each (problem, completion): the columns of `completions.jsonl` and what is measured on them."""
         return [_row(*one) for one in self.judged(pairs)]
 
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 
 def choose_engine(wanted: str, device: torch.device) -> str:
-    """`auto` is vLLM on CUDA where it is installed, else transformers. ResourceError for vLLM where it cannot
-    run."""
+    """`auto` is vLLM on CUDA where it is installed, else transformers. ResourceError for vLLM where it cannot run."""
     has_vllm = importlib.util.find_spec("vllm") is not None
     if wanted == "auto":
         return "vllm" if device.type == "cuda" and has_vllm else "transformers"

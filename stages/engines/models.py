@@ -82,9 +82,8 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model in eval mode on `device`.
 
-    `dtype` None is the device's own (see `compute_dtype`). `nf4` loads the linear layers in 4 bits through
-    bitsandbytes (QLoRA). Raises ModelError for a checkpoint that cannot be read, ResourceError for a missing
-    device.
+    `dtype` None is the device's own (see `compute_dtype`). `nf4` loads the linear layers in 4 bits through bitsandbytes
+    (QLoRA). Raises ModelError for a checkpoint that cannot be read, ResourceError for a missing device.
     """
     return _load(AutoModelForCausalLM, _source(source), dtype, device, quantization)[0]
 

@@ -1,5 +1,4 @@
-"""From the settings of a reward-model stage to a trained model: tokenizes, trains with TRL's RewardTrainer,
-saves."""
+"""From the settings of a reward-model stage to a trained model: tokenizes, trains with TRL's RewardTrainer, saves."""
 
 import time
 from typing import TYPE_CHECKING, Any

@@ -11,9 +11,8 @@ Why an own decoding loop: responses differ in length, and `generate` of transfor
 row to the end. Here finished rows leave the batch and a prompt is read once for all its n responses; on the
 mini model (256 responses of 27 tokens on average, at most 64, two cores) that is 0.7 s instead of 1.9 s.
 
-Random numbers do not depend on the batching: row r at position t uses the uniform number u[r, t] of a private
-generator seeded with `sampling.seed`, so a resumed run needs no state and a smaller token budget samples the
-same.
+Random numbers do not depend on the batching: row r at position t uses the uniform number u[r, t] of a private generator
+seeded with `sampling.seed`, so a resumed run needs no state and a smaller token budget samples the same.
 
 Shapes: R rows (prompts × n), T new tokens, V vocabulary.
 """
@@ -46,8 +45,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One response: its token ids (the end token included), its text (without it), and whether it was cut
-    off.
+    """One response: its token ids (the end token included), its text (without it), and whether it was cut off.
 
     `logprobs[t]` is the log-probability with which token t was sampled (after temperature and top-p).
     """
@@ -59,8 +57,7 @@ class Completion:
 
 
 class Sampler(Protocol):
-    """What the stages know of an engine. `trained_elsewhere`: the engine holds its own copy of the
-    weights."""
+    """What the stages know of an engine. `trained_elsewhere`: the engine holds its own copy of the weights."""
 
     trained_elsewhere: bool
 
@@ -82,8 +79,7 @@ class Sampler(Protocol):
 
 
 class TransformersSampler:
-    """Samples from a transformers model in this process, in batches of at most `token_budget` cached
-    tokens."""
+    """Samples from a transformers model in this process, in batches of at most `token_budget` cached tokens."""
 
     trained_elsewhere = False
 
@@ -122,8 +118,7 @@ class TransformersSampler:
     def _decode(
         self, prompt_ids: list[list[int]], n: int, sampling: Sampling, uniforms_RT: torch.Tensor
     ) -> list[Completion]:
-        """The decoding loop over one batch; finished rows leave the batch and the cache while others go
-        on."""
+        """The decoding loop over one batch; finished rows leave the batch and the cache while others go on."""
         device, num_rows = self.model.device, len(prompt_ids) * n
         decoder = decoder_for(self.model, self.tokenizer.pad_token_id)
         logits = decoder.read(prompt_ids, n, sampling.max_new_tokens)
@@ -169,8 +164,7 @@ class TransformersSampler:
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, uniforms_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples one token a row by inverting the cumulative distribution at `uniforms_R`; temperature 0 is
-    greedy.
+    """Samples one token a row by inverting the cumulative distribution at `uniforms_R`; temperature 0 is greedy.
 
     Returns token ids (R,) and their log-probabilities under the distribution that was sampled from (R,).
     """
@@ -224,8 +218,7 @@ def decode_texts(
 
 
 class _StopTexts:
-    """Ends a row when its text ends with a stop text; only rows whose new token could complete one are
-    decoded."""
+    """Ends a row when its text ends with a stop text; only rows whose new token could complete one are decoded."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], device: torch.device) -> None:
         self.tokenizer, self.stop = tokenizer, stop
@@ -252,8 +245,7 @@ def _uniforms(num_rows: int, sampling: Sampling) -> torch.Tensor:
 
 
 def _batches(lengths: list[int], n: int, max_new_tokens: int, token_budget: int) -> Iterator[list[int]]:
-    """Prompt indices in batches of similar length, each within the budget of cached tokens (or one
-    prompt)."""
+    """Prompt indices in batches of similar length, each within the budget of cached tokens (or one prompt)."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * n * (lengths[batch[0]] + max_new_tokens) > token_budget:

@@ -1,10 +1,8 @@
 """What every trainer of ours shares: quiet settings, sealed checkpoints, a clean stop, one progress bar.
 
 TRL's trainers are transformers' `Trainer` underneath. `PipelineTrainer` is mixed into them and replaces how a
-checkpoint is written (sealed, two kept, no pickled settings, no model card) and where numbers go
-(`work.log`).
-`run_training` resumes from the newest whole checkpoint, and turns SIGTERM and SIGINT into: finish the step,
-save, stop.
+checkpoint is written (sealed, two kept, no pickled settings, no model card) and where numbers go (`work.log`).
+`run_training` resumes from the newest whole checkpoint, and turns SIGTERM and SIGINT into: finish the step, save, stop.
 """
 
 import math

@@ -44,8 +44,7 @@ _LIMITS = ("max_num_seqs", "max_num_batched_tokens")
 
 
 class VllmSampler:
-    """vLLM in this process. See the module docstring; `model` is the model in training, None for
-    evaluation."""
+    """vLLM in this process. See the module docstring; `model` is the model in training, None for evaluation."""
 
     trained_elsewhere = True
 
@@ -166,8 +165,7 @@ class VllmSampler:
 
 
 class ServerSampler:
-    """A `vllm serve` process reached over HTTP; started with --enable-lora and
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
+    """A `vllm serve` process reached over HTTP; started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
 
     The server must see the same file system, for it reads each step's adapter from a folder.
     """
@@ -316,8 +314,7 @@ def _finite(value: float | None) -> float:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """vLLM draws from the global generators (a seed for each request would slow its sampler); ours are put
-    back."""
+    """vLLM draws from the global generators (a seed for each request would slow its sampler); ours are put back."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)

@@ -51,8 +51,7 @@ class Verdict(StrEnum):
 
 
 Checker = Callable[[str, Mapping[str, str]], Verdict | Question]
-"""An answer ("" = none) and a problem row to a verdict, or to a question for a child process. Pure, fast,
-never raises.
+"""An answer ("" = none) and a problem row to a verdict, or to a question for a child process. Pure, fast, never raises.
 """
 
 QUICK_LOOK_S, LONG_LOOK_S = 0.2, 2.0
@@ -65,9 +64,7 @@ _known: dict[Question, Verdict] = {}
 
 
 def check(answer: str | None, problem: Mapping[str, str]) -> Verdict:
-    """The verdict on one answer; None is no answer. Raises DataError if the problem's checker is not in the
-    table.
-    """
+    """The verdict on one answer; None is no answer. Raises DataError if the problem's checker is not in the table."""
     return check_many([(answer, problem)])[0]
 
 

@@ -119,9 +119,8 @@ def score_many(
 ) -> list[dict[str, float | None]]:
     """Each sample's `reward` (weighted sum of what applies; None if nothing does) and each part as `reward/<kind>`.
 
-    `models` holds a reward model for the kind of every `PreferenceReward`. Raises ConfigError if one is
-    missing, even before it applies, and if two rewards have the same kind: their parts could not be told
-    apart in the log.
+    `models` holds a reward model for the kind of every `PreferenceReward`. Raises ConfigError if one is missing, even
+    before it applies, and if two rewards have the same kind: their parts could not be told apart in the log.
     """
     kinds = [reward.kind for reward in rewards]
     if len(set(kinds)) < len(kinds):
