@@ -316,7 +316,7 @@ class Follower(Workdir):
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every whole row of a JSON-lines file; a last line cut off by a kill is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # and at no other sign of a line's end
         try:
             rows.append(json.loads(line))
         except ValueError:
