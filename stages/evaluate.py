@@ -102,7 +102,7 @@ class Evaluate(SamplingStage):
 
     def _parts(self, problems: list[Row], inputs: Inputs, work: Workdir) -> Iterable[list[Row]]:
         """Judged responses, part by part; a part that an earlier process finished is read, not made again."""
-        with LazySampler(self, inputs.checkpoint("model")) as sampler:
+        with LazySampler(self, inputs.checkpoint("model"), problems) as sampler:
             for start in range(0, len(problems), self.part_size):
                 part = problems[start : start + self.part_size]
                 file = work.checkpoints / f"part-{self.part_size}-{start}.json"

@@ -90,7 +90,7 @@ class RejectionSampling(SamplingStage):
         """
         problems, counts = self.prepare(inputs)
         shards = Shards(work, DEMO, self.shard_size)
-        with LazySampler(self, inputs.checkpoint("model")) as sampler:
+        with LazySampler(self, inputs.checkpoint("model"), problems) as sampler:
             for number, start in enumerate(range(0, len(problems), self.shard_size)):
                 shard = problems[start : start + self.shard_size]
                 if not shards.is_done(number):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import ConfigError, DataError, StageFailed
+from pipeline.errors import ConfigError, StageFailed
 from pipeline.stage import Inputs, ModelSource, Workdir
 from stages.alarm import Watch
 from stages.engines import checkpoints, ranks, trainers
@@ -15,7 +15,7 @@ from stages.engines.hacking import HackingWatch
 from stages.engines.merging import merge_and_save
 from stages.engines.models import choose_device, context_length, load_for_training, load_tokenizer, quiet
 from stages.engines.reward_models import RewardModelScorer
-from stages.engines.samplers import Sampler, Sampling, encode_prompts
+from stages.engines.samplers import Sampler, Sampling, check_prompt_lengths, encode_prompts
 from stages.engines.schedule import Late
 from stages.lengthening import Lengthening
 
@@ -78,7 +78,9 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
     prompts, watched = stage.prompts(rows, tokenizer), stage.prompts(problems.held_out, tokenizer)
     all_prompts = encode_prompts(tokenizer, prompts + watched)
     model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
-    _check_prompt_lengths(all_prompts, rows + problems.held_out, context_length(model), longest)
+    check_prompt_lengths(
+        all_prompts, rows + problems.held_out, context_length(model.config), longest.max_completion_length
+    )
     sampler = open_sampler(longest, source, tokenizer, device, model)
     hacking = _hacking_watch(stage, problems.held_out, watched, sampler)
     models = _reward_models(stage, inputs, device)
@@ -163,16 +165,3 @@ def _config(stage: "GRPO", source: ModelSource, work: Workdir, device: torch.dev
     batch_size = ranks.share_of(stage.num_problems, "num_problems") * stage.num_generations
     own = {name: getattr(stage, name) for name in _PASSED_ON} | revision
     return trainers.config_of(GRPOConfig, stage, work, device, batch_size, stage.max_steps, **own)
-
-
-def _check_prompt_lengths(
-    prompts: list[list[int]], problems: list[dict[str, Any]], context: int, stage: "GRPO"
-) -> None:
-    room = context - stage.max_completion_length
-    length, problem = max(zip(map(len, prompts), problems, strict=True), key=lambda pair: pair[0])
-    if length > room:
-        raise DataError(
-            f"the prompt of problem {problem['id']!r} has {length} tokens; the model's context of {context} "
-            f"leaves {max(0, room)} beside responses of {stage.max_completion_length}",
-            hint="lower max_completion_length, or leave long problems out",
-        )

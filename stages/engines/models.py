@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -186,9 +188,15 @@ def load_for_training(
     return model
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """The most tokens, prompt and response together, that the model was built for."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 0)) or 2**31
+def read_config(source: ModelSource) -> PreTrainedConfig:
+    """A checkpoint's configuration; ModelError where it cannot be read."""
+    with _sentences(source, "configuration"):
+        return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """The most tokens, prompt and response together, that a model was built for."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0)) or 2**31
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

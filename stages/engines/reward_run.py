@@ -123,7 +123,7 @@ def train(stage: "RewardModel", source: ModelSource, pairs: list["Pair"], work: 
     device = choose_device(stage.device)
     tokenizer = load_tokenizer(source)
     model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed, classifier=True)
-    rows = tokenize(stage, pairs, tokenizer, min(stage.max_length, context_length(model)))
+    rows = tokenize(stage, pairs, tokenizer, min(stage.max_length, context_length(model.config)))
     with quiet():
         trainer = TokenBudgetRewardTrainer(
             token_budget=None if stage.token_budget == "auto" else stage.token_budget,

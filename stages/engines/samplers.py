@@ -17,13 +17,14 @@ seeded with `sampling.seed`, so a resumed run needs no state and a smaller token
 Shapes: R rows (prompts × n), T new tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.errors import DataError
 from stages.engines.decoding import decoder_for
 from stages.engines.models import end_tokens
 from stages.engines.token_budget import lowered
@@ -201,6 +202,19 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
     if begin is None or tokenizer("")["input_ids"][:1] != [begin]:
         return rows
     return [row if row[:1] == [begin] else [begin, *row] for row in rows]
+
+
+def check_prompt_lengths(
+    prompts: Sequence[list[int]], problems: Sequence[Mapping[str, str]], context: int, new_tokens: int
+) -> None:
+    """DataError for a prompt after which the model's context has no room for `new_tokens`."""
+    length, problem = max(zip(map(len, prompts), problems, strict=True), key=lambda pair: pair[0])
+    if length > (room := context - new_tokens):
+        raise DataError(
+            f"the prompt of problem {problem['id']!r} has {length} tokens; the model's context of {context} "
+            f"leaves {max(0, room)} beside responses of {new_tokens}",
+            hint=f"leave long problems out{', or lower max_completion_length' * (new_tokens > 1)}",
+        )
 
 
 def decode_texts(

@@ -44,7 +44,7 @@ def train(stage: "SFT", source: ModelSource, demos: Sequence[tuple[Ref, list[Row
     ranks.join(device)
     tokenizer = load_tokenizer(source)
     model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
-    limit = min(stage.max_length, context_length(model))
+    limit = min(stage.max_length, context_length(model.config))
     caps = stage.caps or [None] * len(demos)
     read = [read_source(stage, ref, rows, cap, tokenizer, limit) for (ref, rows), cap in zip(demos, caps, strict=True)]
     mix = mixed(stage, read)
