@@ -7,7 +7,7 @@ and why in `counts.json`, and both in words in the data card `README.md`. In thi
 1. for how often it was solved (`min_pass_rate`, `max_pass_rate`), by `pass_rates` or by its own column,
 2. for its question (`questions.py`), then for its response (`filters.py`),
 3. because it is there already, exactly or nearly (`dedup.py`); the source that is named first keeps it,
-4. because an evaluation set holds it,
+4. because an evaluation set holds it (`decontamination.py`),
 5. because others are better, alike, or enough (`selection.py`).
 
 Paper: DeepSeek-R1 §2.3.3 (filters), supplementary (decontamination). Recipes: LIMO (arXiv 2502.03387), OpenThoughts
@@ -37,7 +37,8 @@ from pipeline.stage import Inputs, Runtime, Stage, Workdir
 from stages.curated_card import write_curated_card
 from stages.curation import Rules, curate
 from stages.dataset import write_parquet
-from stages.dedup import Dedup, Overlap
+from stages.decontamination import Overlap
+from stages.dedup import Dedup
 from stages.difficulty import read_pass_rates
 from stages.filters import FAILS as FILTERS
 from stages.filters import Filters

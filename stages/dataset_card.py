@@ -13,7 +13,7 @@ import yaml
 from pipeline.card import Card, load_card, parse_card_ref
 from pipeline.markdown import inline
 from pipeline.refs import DatasetRef
-from stages.dedup import Overlap
+from stages.decontamination import Overlap
 
 SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6}
 """The hub's words for sizes, each with the first number that is too large for it."""

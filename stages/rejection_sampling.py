@@ -33,7 +33,8 @@ from pipeline.refs import DATASET, CheckpointRef, DatasetRef
 from pipeline.stage import Inputs, Runtime, Workdir
 from stages.chat import one_turn
 from stages.dataset import Shards, write_parquet
-from stages.dedup import Dedup, Overlap, decontaminated, distinct
+from stages.decontamination import Overlap, decontaminated
+from stages.dedup import Dedup, distinct
 from stages.filters import FAILS, Filters
 from stages.rewards.checkers import Verdict
 from stages.rows import benchmark_texts, rows_of
