@@ -58,7 +58,7 @@ class MadeUpSampler:
 
     def close(self) -> None: ...
 
-    def generate(self, prompts: Any, n: int, sampling: Sampling, progress: Any = None) -> list[list[Completion]]:
+    def generate(self, prompts: Any, n: int, sampling: Sampling) -> list[list[Completion]]:
         return [[self._one() for _ in range(n)] for _ in prompts]
 
     def _one(self) -> Completion:

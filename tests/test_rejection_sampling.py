@@ -69,7 +69,7 @@ def knows_sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The engine answers `i+1?` right, wrong, right, … in turn; the list counts the prompts of each call."""
     calls: list[int] = []
 
-    def answers(self: Any, prompts: list[str], n: int, sampling: Any, progress: Any = None) -> list[list[Completion]]:
+    def answers(self: Any, prompts: list[str], n: int, sampling: Any) -> list[list[Completion]]:
         calls.append(len(prompts))
         numbers = [int(prompt.removeprefix("Q: ").partition("+")[0]) for prompt in prompts]
         return [[completion(good(i + 1 + k % 2, f"way {sampling.seed} {k}")) for k in range(n)] for i in numbers]
