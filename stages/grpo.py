@@ -127,9 +127,7 @@ class GRPO(TrainingStage, SamplingStage):
         if self.delta is not None and loss in ("cispo", "sapo", "vespo"):
             raise ValueError(f"delta bounds a ratio that is clipped, and loss_type {loss} clips none")
         if level == "sequence" and loss not in ("grpo", "sapo", "luspo"):
-            raise ValueError(
-                f"of a sequence's ratio loss_type {loss} makes more the longer it is: set loss_type grpo (GSPO)"
-            )
+            raise ValueError(f"loss_type {loss} would weigh a sequence by its length: set loss_type grpo, as GSPO does")
         if loss == "luspo" and level == "token":
             raise ValueError("loss_type luspo is made for importance_sampling_level sequence")
         return self
@@ -148,7 +146,7 @@ class GRPO(TrainingStage, SamplingStage):
     @field_validator("alarm_problems")
     @classmethod
     def _has_scores_to_watch(cls, problems: list[DatasetRef], info: ValidationInfo) -> list[DatasetRef]:
-        if problems and not {reward.kind for reward in info.data.get("rewards", ())} & set(MODELLED):
+        if problems and not {reward.kind for reward in info.data.get("rewards", ())}.intersection(MODELLED):
             raise ValueError(
                 f"the alarm compares the rewards {' and '.join(MODELLED)}: without them it has nothing to watch"
             )

@@ -284,7 +284,7 @@ REFUSED = {
 UNFIT = {
     "a ratio cut below 1": ({"loss_type": "cispo"}, "cuts the ratio itself"),
     "a bound of nothing": ({"loss_type": "vespo", "delta": 2.0}, "clips none"),
-    "a length that weighs": ({"importance_sampling_level": "sequence"}, "set loss_type grpo"),
+    "a length that weighs": ({"importance_sampling_level": "sequence"}, "would weigh a sequence by its length"),
     "luspo by tokens": ({"loss_type": "luspo"}, "made for importance_sampling_level sequence"),
 }
 
