@@ -193,7 +193,8 @@ def _told(stage: Stage) -> float:
 
 def is_planned(stage: Stage, device: Device) -> bool:
     """Whether training goes by `memory_plan`: frozen weights with an adapter on CUDA, and a language model's head."""
-    return isinstance(stage, GRPO | SFT) and stage.lora is not None and device.is_gpu
+    is_plain = isinstance(stage, GRPO | SFT) and stage.lora is not None and not stage.lora.dropout
+    return is_plain and device.is_gpu
 
 
 def _held(stage: Stage, shape: Shape, device: Device) -> tuple[float, float, float]:

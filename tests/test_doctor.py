@@ -20,6 +20,7 @@ from stages.forecast import Device, fits, forecast, num_weights, what_would_fit
 from stages.grpo import GRPO
 from stages.memory_plan import CONTEXT_BYTES, Shape
 from stages.reward_model import RewardModel
+from stages.sft import SFT
 from stages.training import Lora
 from tests.toy_run import write_toy_run
 
@@ -105,10 +106,17 @@ def test_unsloths_recipe_holds_its_whole_step_in_5_gb_at_the_scale_that_its_page
         assert found and found.cache > 0 and found.peak + CONTEXT_BYTES <= 5e9  # vLLM's share would be over it
 
 
-def test_a_reward_model_is_forecast_by_what_trains_it_which_is_not_the_core() -> None:
+COMMON: dict[str, Any] = {"model": "path:x", "max_length": 1024, "token_budget": 8192}
+NOT_BY_THE_CORE = {
+    "a reward model": RewardModel(**COMMON, preferences=["path:y"], lora=Lora()),  # type: ignore[arg-type]
+    "dropout": SFT(**COMMON, demos=["path:y"], lora=Lora(dropout=0.1)),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("stage", NOT_BY_THE_CORE.values(), ids=NOT_BY_THE_CORE.keys())
+def test_what_the_core_does_not_train_is_not_forecast_by_its_plan(stage: RewardModel | SFT) -> None:
     card, small = Device("80 GB", 80e9), shape("hub:Qwen/Qwen2.5-1.5B")
-    judge = RewardModel(model="path:x", preferences=["path:y"], lora=Lora(), max_length=1024, token_budget=8192)  # type: ignore[call-arg]
-    whole, lean = (forecast(judge.model_copy(update={"gradient_checkpointing": c}), small, card) for c in (False, True))
+    whole, lean = (forecast(stage.model_copy(update={"gradient_checkpointing": c}), small, card) for c in (False, True))
     assert whole and lean and whole.micro_batch_tokens == 8192
     assert whole.activations > 5 * lean.activations > 0  # the core's plan knows no such setting
 
