@@ -57,7 +57,7 @@ class Stage(BaseModel, ABC):
     spreads: ClassVar[bool] = False
     """Whether several processes can make it together (`LAUNCH=ddp`)."""
 
-    seed: int = Field(0, ge=0, description="seeds the order of data, the initial weights and the sampling")
+    seed: int = Field(0, ge=0, lt=2**32, description="seeds the order of data, the initial weights and the sampling")
 
     @abstractmethod
     def run(self, inputs: "Inputs", work: "Workdir") -> dict[str, Any]:

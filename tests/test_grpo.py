@@ -285,12 +285,15 @@ UNFIT = {
     "a ratio cut below 1": ({"loss_type": "cispo"}, "cuts the ratio itself"),
     "a bound of nothing": ({"loss_type": "vespo", "delta": 2.0}, "clips none"),
     "a length that weighs": ({"importance_sampling_level": "sequence"}, "would weigh a sequence by its length"),
+    "a seed of more than four bytes": ({"seed": 2**32}, "less than 4294967296"),
     "luspo by tokens": ({"loss_type": "luspo"}, "made for importance_sampling_level sequence"),
 }
 
 
 @pytest.mark.parametrize(("settings", "says"), UNFIT.values(), ids=UNFIT.keys())
-def test_bounds_that_do_not_fit_the_loss_are_refused_as_settings(settings: dict[str, Any], says: str) -> None:
+def test_what_the_libraries_would_not_take_or_not_mind_is_refused_as_a_setting(
+    settings: dict[str, Any], says: str
+) -> None:
     with pytest.raises(ValueError, match=says):
         toy(**settings)
 
