@@ -215,6 +215,7 @@ def test_tests_that_cannot_run_are_the_data_s_fault(in_a_box: Box) -> None:
 
 def test_a_body_gets_its_indent_back_and_a_whole_function_is_left_alone() -> None:
     assert program_of("return 1", "def f():", "f") == "def f():\n    return 1"
+    assert program_of("```Python3\nreturn 1```", "def f():", "f") == "def f():\n    return 1"
     assert program_of("    return 1", "def f():", "f") == "def f():\n    return 1"
     assert program_of("def f(): return 2", "def f():\n  'it'", "f") == "def f():\n  'it'\ndef f(): return 2"
 

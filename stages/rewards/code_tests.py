@@ -21,7 +21,7 @@ from stages.rewards.box import pipe, running, the_box, wait
 Verdict = Literal["right", "wrong", "cannot_tell", "gold_unusable"]
 
 MAX_CHARS = 20_000
-_FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
+_FENCED = re.compile(r"```(?:python3?|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _VERDICTS: dict[int | None, Verdict] = {0: "right", 1: "wrong", 2: "gold_unusable"}
 
 
