@@ -9,7 +9,7 @@ import torch
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.stage import Inputs, ModelSource, Workdir
 from stages.alarm import Watch
-from stages.engines import checkpoints, ranks, trainers
+from stages.engines import checkpoints, ranks, trainers, trl_config
 from stages.engines.engine import open_sampler
 from stages.engines.hacking import HackingWatch
 from stages.engines.merging import merge_and_save
@@ -46,7 +46,7 @@ LAST_GOOD = "last_good"
 
 def check(stage: "GRPO") -> None:
     """Everything that can be refused before a model is loaded; raises ConfigError or ResourceError."""
-    trainers.check(stage, GRPOConfig, [*_PASSED_ON, *_OURS])
+    trl_config.check(stage, GRPOConfig, [*_PASSED_ON, *_OURS])
     for name in NEED_WHOLE_BATCH:
         if name in stage.trl:
             raise ConfigError(f"trl: '{name}' looks at the whole batch at once and cannot be cut into micro-batches")
@@ -164,4 +164,4 @@ def _config(stage: "GRPO", source: ModelSource, work: Workdir, device: torch.dev
     revision = {"model_init_kwargs": {"revision": source.revision}} if source.revision else {}
     batch_size = ranks.share_of(stage.num_problems, "num_problems") * stage.num_generations
     own = {name: getattr(stage, name) for name in _PASSED_ON} | revision
-    return trainers.config_of(GRPOConfig, stage, work, device, batch_size, stage.max_steps, **own)
+    return trl_config.config_of(GRPOConfig, stage, work, device, batch_size, stage.max_steps, **own)

@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pipeline.errors import DataError, ModelError
 from pipeline.stage import ModelSource, Workdir
-from stages.engines import trainers
+from stages.engines import trainers, trl_config
 from stages.engines.merging import merge_and_save
 from stages.engines.models import (
     choose_device,
@@ -115,7 +115,7 @@ class TokenBudgetRewardTrainer(PipelineTrainer, RewardTrainer):
 
 def check(stage: "RewardModel") -> None:
     """Everything that can be refused before a model is loaded; raises ConfigError or ResourceError."""
-    trainers.check(stage, RewardConfig, _OURS)
+    trl_config.check(stage, RewardConfig, _OURS)
 
 
 def train(stage: "RewardModel", source: ModelSource, pairs: list["Pair"], work: Workdir) -> int:
@@ -175,5 +175,5 @@ def _safe(logits: torch.Tensor) -> torch.Tensor:
 
 def _config(stage: "RewardModel", num_rows: int, work: Workdir, device: torch.device) -> RewardConfig:
     own = {"max_length": None, "disable_dropout": not (stage.lora and stage.lora.dropout)}
-    steps = trainers.steps_for(stage, num_rows)
-    return trainers.config_of(RewardConfig, stage, work, device, stage.batch_size, steps, **own)
+    steps = trl_config.steps_for(stage, num_rows)
+    return trl_config.config_of(RewardConfig, stage, work, device, stage.batch_size, steps, **own)

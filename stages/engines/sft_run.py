@@ -9,7 +9,7 @@ from pipeline.card import Row
 from pipeline.refs import Ref
 from pipeline.stage import ModelSource, Workdir
 from stages.chat import TEMPLATES
-from stages.engines import ranks, trainers
+from stages.engines import ranks, trainers, trl_config
 from stages.engines.merging import merge_and_save
 from stages.engines.models import choose_device, context_length, load_for_training, load_tokenizer, quiet
 from stages.engines.samplers import Sampling, encode_prompts
@@ -35,7 +35,7 @@ SHOWN_TOKENS = 256  # at most, of a sample text
 
 def check(stage: "SFT") -> None:
     """Everything that can be refused before a model is loaded; raises ConfigError or ResourceError."""
-    trainers.check(stage, SFTConfig, _OURS)
+    trl_config.check(stage, SFTConfig, _OURS)
 
 
 def train(stage: "SFT", source: ModelSource, demos: Sequence[tuple[Ref, list[Row]]], work: Workdir) -> dict[str, Any]:
@@ -83,5 +83,5 @@ def _evaluation(stage: "SFT", mix: Mix, tokenizer: Any, limit: int) -> Evaluatio
 def _config(stage: "SFT", num_demos: int, work: Workdir, device: torch.device) -> SFTConfig:
     floor = {"min_lr_rate": stage.min_lr_rate} if stage.lr_scheduler_type == "cosine_with_min_lr" else {}
     own = {"lr_scheduler_kwargs": floor, "max_length": None}
-    batch_size = ranks.share_of(stage.batch_size, "batch_size")
-    return trainers.config_of(SFTConfig, stage, work, device, batch_size, trainers.steps_for(stage, num_demos), **own)
+    batch_size, steps = ranks.share_of(stage.batch_size, "batch_size"), trl_config.steps_for(stage, num_demos)
+    return trl_config.config_of(SFTConfig, stage, work, device, batch_size, steps, **own)
