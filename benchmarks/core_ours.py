@@ -31,7 +31,7 @@ from benchmarks.core_cases import (
     say,
 )
 from pipeline.stage import ModelSource, Workdir, read_jsonl
-from stages.engines import core, flat_rows, fused, grpo_loss, sft_trainer, trainers
+from stages.engines import core, flat_rows, fused, grpo_loss, sft_trainer, trl_config
 from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
 from stages.engines.models import attach_lora, load_model
 from stages.engines.samplers import Completion, Sampling
@@ -58,7 +58,7 @@ class MadeUpSampler:
 
     def close(self) -> None: ...
 
-    def generate(self, prompts: Any, n: int, sampling: Sampling, progress: Any = None) -> list[list[Completion]]:
+    def generate(self, prompts: Any, n: int, sampling: Sampling) -> list[list[Completion]]:
         return [[self._one() for _ in range(n)] for _ in prompts]
 
     def _one(self) -> Completion:
@@ -115,7 +115,7 @@ def grpo(case: Case, model: Any, tokenizer: Any, folder: Path, optim: str, sampl
         model=model,
         tokenizer=tokenizer,
         args=GRPOConfig(
-            **trainers.common_arguments(Workdir(folder), model.device, 10**6, 0),
+            **trl_config.common_arguments(Workdir(folder), model.device, 10**6, 0),
             max_steps=case.steps,
             per_device_train_batch_size=case.generations,
             num_generations=case.generations,
@@ -145,7 +145,7 @@ def sft(case: Case, model: Any, tokenizer: Any, folder: Path, optim: str) -> Any
         model=model,
         processing_class=tokenizer,
         args=SFTConfig(
-            **trainers.common_arguments(Workdir(folder), model.device, 10**6, 0),
+            **trl_config.common_arguments(Workdir(folder), model.device, 10**6, 0),
             max_steps=case.steps,
             per_device_train_batch_size=case.completion // case.demo,
             learning_rate=1e-6,

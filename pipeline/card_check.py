@@ -175,7 +175,7 @@ def _duplicates(rows: Sequence[Row]) -> Line:
 
 def _overlaps(card: Card, rows: Sequence[Row]) -> Iterator[Line]:
     """A line for each evaluation card whose rows are at hand, and one for those that are not."""
-    from stages.dedup import Overlap, decontaminated
+    from stages.decontamination import Overlap, decontaminated
 
     hub_is_there = hub_answers()
     absent = []

@@ -57,7 +57,7 @@ class Stage(BaseModel, ABC):
     spreads: ClassVar[bool] = False
     """Whether several processes can make it together (`LAUNCH=ddp`)."""
 
-    seed: int = Field(0, ge=0, description="seeds the order of data, the initial weights and the sampling")
+    seed: int = Field(0, ge=0, lt=2**32, description="seeds the order of data, the initial weights and the sampling")
 
     @abstractmethod
     def run(self, inputs: "Inputs", work: "Workdir") -> dict[str, Any]:
@@ -316,7 +316,8 @@ class Follower(Workdir):
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every whole row of a JSON-lines file; a last line cut off by a kill is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in filter(None, text.split("\n")):  # what a model wrote may hold other ends of lines
         try:
             rows.append(json.loads(line))
         except ValueError:

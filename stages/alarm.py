@@ -7,13 +7,14 @@ Paper: DeepSeek-R1, supplementary B.5: with too many steps on the helpful reward
 Codeforces falls; hence preference rewards in the last 400 of 1,700 steps only.
 How we differ: the paper looks at the curves afterwards; here a person is told, or training stops, while it happens.
 
-Everything is compared with the first look, which is taken after the first step with preference rewards. Noise is
+Everything is compared with the first look, which is taken after the first step with preference rewards (or, where a
+resumed run is to watch more or fewer problems, after the resume). Noise is
 1.96 standard errors of the difference: of two samples for the scores, and of the same problems twice for pass@1,
 so that easy and hard problems cancel out.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -77,8 +78,10 @@ class Watch:
     def look(self, step: int, right: Sequence[float]) -> Look:
         """Takes down what is seen after `step` updates; `right` as in `Look`, always of the same problems."""
         seen = Look(step, self._scores, list(right))
+        if self.looks and len(self.looks[0].right) != len(right):
+            self.looks = []  # `num_problems` was changed before a resume: this is the first look at these
         if self.looks:
-            seen = Look(step, seen.scores, seen.right, suspicious=is_hacking(self.looks[0], seen))
+            seen = replace(seen, suspicious=is_hacking(self.looks[0], seen))
         self.looks.append(seen)
         self._scores = []
         return seen

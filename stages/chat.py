@@ -48,8 +48,7 @@ _R1_ZERO = (
 class Response:
     """A completion, taken apart.
 
-    `reasoning` is None when there is no trace of a think block; `answer` is None when no answer can be told
-    apart.
+    `reasoning` is None when there is no trace of a think block; `answer` is None when no answer can be told apart.
     """
 
     text: str
@@ -115,10 +114,9 @@ def parse(text: str, *, prefilled: bool = False) -> Response:
         text: the completion, without the prompt; with or without end-of-turn tokens.
         prefilled: the prompt ended in `<think>` (`Template.prompt`).
 
-    The answer is what stands in the single answer block after the last `</think>`; without any answer block
-    there, what stands in the single balanced `\\boxed{}` there; otherwise None. Reasoning that was never
-    closed hides everything after it. What follows an end-of-turn token is not part of the response, and makes
-    it not well-formed.
+    The answer is what stands in the single answer block after the last `</think>`; without any answer block there, what
+    stands in the single balanced `\\boxed{}` there; otherwise None. Reasoning that was never closed hides everything
+    after it. What follows an end-of-turn token is not part of the response, and makes it not well-formed.
     """
     turn = one_turn(text)
     ran_on = bool(_END_OF_TURN.sub("", text[len(turn) :]).strip())
@@ -150,8 +148,7 @@ def judged_text(response: Response, scope: Literal["answer", "whole"]) -> str | 
     own answer). `whole`: everything, reasoning included, with the tags left out. Nothing after an end-of-turn
     token is read.
     """
-    end = _END_OF_TURN.search(response.text)
-    turn = response.text[: end.start()] if end else response.text
+    turn = one_turn(response.text)
     if scope == "whole":
         text = " ".join(piece.strip() for piece in _ANY_TAG.split(turn) if piece.strip())
     elif response.reasoning is None and not has_tags(turn):

@@ -7,7 +7,7 @@ and why in `counts.json`, and both in words in the data card `README.md`. In thi
 1. for how often it was solved (`min_pass_rate`, `max_pass_rate`), by `pass_rates` or by its own column,
 2. for its question (`questions.py`), then for its response (`filters.py`),
 3. because it is there already, exactly or nearly (`dedup.py`); the source that is named first keeps it,
-4. because an evaluation set holds it,
+4. because an evaluation set holds it (`decontamination.py`),
 5. because others are better, alike, or enough (`selection.py`).
 
 Paper: DeepSeek-R1 §2.3.3 (filters), supplementary (decontamination). Recipes: LIMO (arXiv 2502.03387), OpenThoughts
@@ -37,12 +37,14 @@ from pipeline.stage import Inputs, Runtime, Stage, Workdir
 from stages.curated_card import write_curated_card
 from stages.curation import Rules, curate
 from stages.dataset import write_parquet
-from stages.dedup import Dedup, Overlap
+from stages.decontamination import Overlap
+from stages.dedup import Dedup
 from stages.difficulty import read_pass_rates
 from stages.filters import FAILS as FILTERS
 from stages.filters import Filters
 from stages.questions import FAILS as QUESTIONS
 from stages.questions import Questions
+from stages.rows import benchmark_texts
 from stages.selection import REASONS, Selection
 
 MAX_BAD_SHARE = 0.2
@@ -94,7 +96,8 @@ class Curate(Stage):
         folder.mkdir()
         found, unsolved = Counter[str](), Counter[str]()
         rows = self._solved(inputs, found, unsolved, work)
-        counts = curate(rows, folder, self._rules, self._benchmarks(inputs), self.num_processes)
+        benchmarks = benchmark_texts(inputs, self.decontaminate)
+        counts = curate(rows, folder, self._rules, benchmarks, self.num_processes)
         fates = {**unsolved, **counts["rows"], **self._selected(folder), "found": found.total()}
         counts["rows"] = {name: fates[name] for name in FATES if name in fates}
         counts |= _kept(folder, found)
@@ -118,10 +121,6 @@ class Curate(Stage):
             dedup_domains=self.dedup_domains,
             overlap=self.overlap,
         )
-
-    def _benchmarks(self, inputs: Inputs) -> dict[str, list[str]]:
-        named = inputs.rows_by_source("decontaminate") if self.decontaminate else []
-        return {str(ref): [row.get("prompt") or row.get("text", "") for row in rows] for ref, rows in named}
 
     def _rows(self, inputs: Inputs, found: Counter[str], dropped: Counter[str], work: Workdir) -> Iterator[Row]:
         """Every whole row with all columns of its shape, its `source` and its own pass rate, counted by source.

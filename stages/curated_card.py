@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.card import Card, load_card, parse_card_ref
-from pipeline.markdown import inline
-from stages.dataset import table, write_card
+from pipeline.card import Card
+from stages.dataset_card import benchmarks, cards_of, licence_of, notes, table, write_card
 from stages.sampled_card import SAYS as SAYS_OF_RESPONSES
 
 if TYPE_CHECKING:
@@ -34,15 +33,16 @@ SAYS = SAYS_OF_RESPONSES | {
 
 def write_curated_card(stage: "Curate", counts: Mapping[str, Any], folder: Path) -> None:
     """Writes `README.md` into the stage's folder; `counts` is what `counts.json` holds."""
-    cards = {str(ref): load_card(parse_card_ref(ref.target).name) for ref in stage.sources if ref.scheme == "card"}
-    licences = {card.licence for card in cards.values()}
+    cards = cards_of(stage.sources)
     front = {
         "language": sorted({name.rpartition(", ")[2] for name in counts["kept_by_domain"]}),
-        "license": licences.pop() if len(licences) == 1 and len(cards) == len(stage.sources) else "other",
+        "license": licence_of(stage.sources, cards),
         "tags": ["curated", "reasoning"],
         "configs": [{"config_name": "default", "data_files": "rows/*.parquet"}],
     }
-    body = _sources(counts, cards) + _rows(counts["rows"]) + _benchmarks(counts)
+    domains = table(("rows by domain and language", "number"), counts["kept_by_domain"].items())
+    held = benchmarks(counts["benchmarks"], stage.overlap, "rows")
+    body = _sources(counts, cards) + _rows(counts["rows"]) + domains + held
     write_card(folder, "Curated rows", front, counts["rows"]["kept"], body)
 
 
@@ -51,8 +51,7 @@ def _sources(counts: Mapping[str, Any], cards: Mapping[str, Card]) -> str:
         (f"`{name}`", cards[name].licence if name in cards else "see its own folder", row["found"], row["kept"])
         for name, row in counts["sources"].items()
     ]
-    warnings = "".join(f"**Note:** {inline(warning)}.\n\n" for card in cards.values() for warning in card.warnings)
-    return "## Sources\n\n" + table(("rows from", "licence", "found", "kept"), rows) + warnings
+    return "## Sources\n\n" + table(("rows from", "licence", "found", "kept"), rows) + notes(cards)
 
 
 def _rows(counts: Mapping[str, int]) -> str:
@@ -65,11 +64,3 @@ def _rows(counts: Mapping[str, int]) -> str:
     return "## Rows\n\nEach is counted once, under the first rule that leaves it out, in this order.\n\n" + table(
         ("what became of it", "rows", "left"), [("found", counts["found"], counts["found"]), *lines]
     )
-
-
-def _benchmarks(counts: Mapping[str, Any]) -> str:
-    domains = table(("rows by domain and language", "number"), counts["kept_by_domain"].items())
-    if not counts["benchmarks"]:
-        return domains + "## Benchmarks\n\nNo evaluation set was named, so nothing was left out for being in one.\n"
-    rows = [(f"`{name}`", kind, n) for name, kinds in counts["benchmarks"].items() for kind, n in kinds.items()]
-    return domains + "## Benchmarks\n\n" + table(("evaluation set", "in common", "rows left out"), rows)

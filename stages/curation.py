@@ -7,8 +7,8 @@ duplicates are found in order, in this process. Of rows with the same prompt the
 In memory are the benchmarks, the prompts so far (not the responses), and what prompts share with benchmarks: only at
 the end is it known which n-gram is a phrase of the trade. Contaminated rows are taken out of their shards then.
 
-Paper: DeepSeek-R1 §2.3.3 (filters) and supplementary (10-grams); `stages/filters.py` and `stages/dedup.py` say how we
-differ. How fast it is, and how much memory it takes: `python -m benchmarks.curation`.
+Paper: DeepSeek-R1 §2.3.3 (filters) and supplementary (10-grams); how we differ: `stages/filters.py` and
+`stages/decontamination.py`. How fast it is, and how much memory it takes: `python -m benchmarks.curation`.
 """
 
 import itertools
@@ -29,7 +29,8 @@ from pipeline.card import canonical_id
 from pipeline.sources import read_rows
 from stages.chat import parse
 from stages.dataset import write_parquet
-from stages.dedup import Benchmarks, Dedup, Hits, Known, Overlap
+from stages.decontamination import Benchmarks, Hits, Overlap
+from stages.dedup import Dedup, Known
 from stages.filters import Filters
 from stages.questions import Questions
 

@@ -1,27 +1,21 @@
-"""A data set artifact in the making: Parquet shards, each whole or not there, and the card that tells of them.
+"""A data set artifact in the making: Parquet shards, each whole or not there.
 
-Makes `rows/part-00000.parquet …`, and a `README.md` that is a Hugging Face dataset card, so that
-`datasets.load_dataset(FOLDER)` reads the folder as it lies. A finished shard has a mark in the stage's checkpoints,
-written last: a resume goes on after the last mark, and memory holds one shard however many there are.
+Makes `rows/part-00000.parquet …`; with the card beside them (`dataset_card.py`) `datasets.load_dataset(FOLDER)` reads
+the folder as it lies. A finished shard has a mark in the stage's checkpoints, written last: a resume goes on after the
+last mark, and memory holds one shard however many there are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.artifact import read_checked, sha256, write_checked
 from pipeline.durable import whole_file
-from pipeline.markdown import inline
 from pipeline.stage import Workdir
 
 Row = dict[str, Any]
 Columns = Mapping[str, str]
 """Column -> its Arrow type by name: `string`, `int64`, `double`."""
-
-SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6}
-"""The hub's words for sizes, each with the first number that is too large for it."""
 
 
 class Shards:
@@ -80,21 +74,3 @@ def write_parquet(path: Path, batches: Iterable[Sequence[Row]], columns: Columns
     with whole_file(path, "wb") as file, pq.ParquetWriter(file, schema) as writer:
         for rows in batches:
             writer.write_table(pa.Table.from_pylist(list(rows), schema))
-
-
-def write_card(folder: Path, title: str, front: Mapping[str, Any], num_rows: int, body: str) -> None:
-    """Writes `README.md`: `front` (and what every data set of ours has) as front matter, then title and body."""
-    block = {
-        "pretty_name": title,
-        **front,
-        "task_categories": ["text-generation"],
-        "size_categories": [next((name for name, top in SIZES.items() if num_rows < top), "n>1M")],
-    }
-    header = yaml.safe_dump(block, sort_keys=False, allow_unicode=True)
-    (folder / "README.md").write_text(f"---\n{header}---\n# {title}\n\n{body}", encoding="utf-8")
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table, followed by an empty line; cells may hold Markdown, and nothing else (no HTML, no line end)."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(map(inline, line))} |\n" for line in lines) + "\n"

@@ -16,9 +16,9 @@ Command: `make stage STAGE=eval_base`, or as part of `make r1-zero`
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.artifact import read_checked, write_checked
 from pipeline.refs import METRICS, CheckpointRef, DatasetRef, RewardModelRef
@@ -30,6 +30,7 @@ from stages.rewards import Sample
 from stages.rewards.checkers import MAX_CHARS, Verdict, answer_text, canonical, refuses
 from stages.rewards.helpfulness import Helpfulness
 from stages.rewards.ifeval import met
+from stages.rows import rows_of
 from stages.sampling import LazySampler, SamplingStage
 
 if TYPE_CHECKING:
@@ -55,9 +56,15 @@ class Evaluate(SamplingStage):
     k: int | None = Field(None, ge=1, description="the k of pass_at_k and maj_at_k; null = num_samples")
     part_size: Runtime[int] = Field(256, ge=1, description="problems after which results are kept for a resume")
 
+    @model_validator(mode="after")
+    def _has_k_samples(self) -> Self:
+        if self._k > self.num_samples:
+            raise ValueError(f"k {self.k} is more than num_samples {self.num_samples}: raise it, or lower k")
+        return self
+
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Writes the files named in the module docstring; returns what `metrics.json` holds."""
-        problems = inputs.rows("problems", limit=self.num_problems)
+        problems = rows_of(inputs, "problems", "problem", self.num_problems)
         rows = [row for part in self._parts(problems, inputs, work) for row in part]
         self._score(rows, inputs)
         metrics = self._measure(rows)
@@ -71,7 +78,7 @@ class Evaluate(SamplingStage):
 
     @property
     def _k(self) -> int:
-        return min(self.k or self.num_samples, self.num_samples)
+        return self.k or self.num_samples
 
     def _measure(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
         return measure(rows, self._k, longest=self.max_completion_length)
@@ -95,7 +102,7 @@ class Evaluate(SamplingStage):
 
     def _parts(self, problems: list[Row], inputs: Inputs, work: Workdir) -> Iterable[list[Row]]:
         """Judged responses, part by part; a part that an earlier process finished is read, not made again."""
-        with LazySampler(self, inputs.checkpoint("model")) as sampler:
+        with LazySampler(self, inputs.checkpoint("model"), problems) as sampler:
             for start in range(0, len(problems), self.part_size):
                 part = problems[start : start + self.part_size]
                 file = work.checkpoints / f"part-{self.part_size}-{start}.json"
@@ -107,8 +114,7 @@ class Evaluate(SamplingStage):
                 work.progress(start + len(part), len(problems), "problems")
 
     def judge(self, pairs: "Sequence[tuple[Row, Completion]]") -> list[Row]:
-        """One row for each (problem, completion): the columns of `completions.jsonl` and what is measured on
-        them."""
+        """One row for each (problem, completion): the columns of `completions.jsonl` and what is measured on them."""
         return [_row(*one) for one in self.judged(pairs)]
 
 

@@ -30,6 +30,7 @@ from stages.memory_plan import (
 )
 from stages.reward_model import RewardModel
 from stages.sampling import SamplingStage
+from stages.sft import SFT
 from stages.training import Lora, TrainingStage
 
 PROMPT_TOKENS = 256
@@ -107,6 +108,7 @@ def forecast(stage: Stage, shape: Shape, device: Device) -> Forecast | None:
     """What `stage` needs on `device`; None for a stage that neither trains nor samples."""
     if not isinstance(stage, TrainingStage | SamplingStage):
         return None
+    seconds, stage = _seconds(stage, shape, device), _at_its_longest(stage)
     weights, adapter, optimiser = _held(stage, shape, device)
     cache, least_cache = _cache(stage, shape, device) if isinstance(stage, SamplingStage) else (0.0, 0.0)
     allowed = min(device.allowed_bytes(uses_vllm(stage, device)), _told(stage))
@@ -126,8 +128,15 @@ def forecast(stage: Stage, shape: Shape, device: Device) -> Forecast | None:
         least_activations=least,
         least_cache=least_cache,
         allowed=allowed,
-        seconds_per_step=_seconds(stage, shape, device),
+        seconds_per_step=seconds,
     )
+
+
+def _at_its_longest(stage: Stage) -> Stage:
+    """The stage in the phase with the longest responses: what fits then fits before."""
+    if not isinstance(stage, GRPO) or not stage.lengthening:
+        return stage
+    return stage.in_phase(max(stage.lengthening, key=lambda phase: (phase.length, phase.generations)))
 
 
 def fits(stage: Stage, shape: Shape, device: Device) -> bool:
@@ -183,24 +192,28 @@ def _told(stage: Stage) -> float:
 
 
 def is_planned(stage: Stage, device: Device) -> bool:
-    """Whether training goes by `memory_plan`: frozen weights with an adapter on CUDA."""
-    return isinstance(stage, TrainingStage) and stage.lora is not None and device.is_gpu
+    """Whether training goes by `memory_plan`: frozen weights with an adapter on CUDA, and a language model's head."""
+    is_plain = isinstance(stage, GRPO | SFT) and stage.lora is not None and not stage.lora.dropout
+    return is_plain and device.is_gpu
 
 
 def _held(stage: Stage, shape: Shape, device: Device) -> tuple[float, float, float]:
     """Bytes of weights (a KL reference with them), of the adapter, and of gradients and moments."""
     if not isinstance(stage, TrainingStage):
         return 0.0 if uses_vllm(stage, device) else float(device.bytes_per_number * num_weights(shape)), 0.0, 0.0
-    moments = 2 if "8bit" in stage.optim else 8
+    of_each = 4.0 + stage.moments_bytes
     if stage.lora is None:
         copies = 2 if getattr(stage, "beta", 0) else 1
-        return 4.0 * copies * num_weights(shape), 0.0, (4.0 + moments) * num_weights(shape)
+        return 4.0 * copies * num_weights(shape), 0.0, of_each * num_weights(shape)
     trained = shape.adapter_weights(stage.lora.rank)
-    adapter, optimiser = 4.0 * trained, (4.0 + moments) * trained
+    adapter, optimiser = 4.0 * trained, of_each * trained
     if not device.is_gpu:
         return 4.0 * num_weights(shape), adapter, optimiser
-    setup = Setup(stage.lora.rank, stage.quantization == "nf4", moments)
-    return resident_bytes(shape, setup) - adapter - optimiser, adapter, optimiser
+    return resident_bytes(shape, _setup(stage, stage.lora)) - adapter - optimiser, adapter, optimiser
+
+
+def _setup(stage: TrainingStage, lora: Lora) -> Setup:
+    return Setup(lora.rank, stage.quantization == "nf4", stage.moments_bytes)
 
 
 def uses_vllm(stage: Stage, device: Device) -> bool:
@@ -256,9 +269,8 @@ def _step_tokens(stage: Stage) -> int:
 def _planned(stage: TrainingStage, shape: Shape, device: Device, room: float) -> tuple[int, float]:
     """Tokens of a micro-batch in `room` bytes, and the bytes of its activations; one row at least."""
     longest, whole = _row_tokens(stage), _step_tokens(stage)
-    if is_planned(stage, device):
-        assert stage.lora is not None
-        setup = Setup(stage.lora.rank, stage.quantization == "nf4", 2 if "8bit" in stage.optim else 8)
+    if stage.lora and is_planned(stage, device):
+        setup = _setup(stage, stage.lora)
         held = resident_bytes(shape, setup)
         plan = make_plan(shape, setup, int(held + room), longest, whole if room else longest)
         return plan.tokens, float(plan.peak_bytes - held)

@@ -28,13 +28,14 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pipeline.errors import DataError
 from pipeline.refs import DatasetRef, Ref, RewardModelRef
 from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
-from stages.alarm import Alarm
+from stages.alarm import MODELLED, Alarm
 from stages.difficulty import read_pass_rates, within
 from stages.lengthening import Phase
 from stages.rewards import AnyReward, Sample, Scorer, score_many
 from stages.rewards.accuracy import Accuracy
 from stages.rewards.checkers import Verdict, check_many
 from stages.rewards.format import Format
+from stages.rows import rows_of
 from stages.sampling import SamplingStage
 from stages.training import TrainingStage, merge_metrics
 
@@ -68,9 +69,7 @@ class GRPO(TrainingStage, SamplingStage):
     spreads: ClassVar[bool] = True
     problems: list[DatasetRef] = Field(description="problems to learn from")
     rewards: tuple[AnyReward, ...] = Field(
-        (Accuracy(), Format(weight=0.2)),
-        min_length=1,
-        description="parts of the reward; their weighted sum counts",
+        (Accuracy(), Format(weight=0.2)), min_length=1, description="parts of the reward; their weighted sum counts"
     )
     pass_rates: DatasetRef | None = Field(
         None, description="a rejection_sampling stage that says how hard the problems are; null = learn from all"
@@ -97,7 +96,9 @@ class GRPO(TrainingStage, SamplingStage):
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
     beta: float = Field(0.0, ge=0, description="weight of the KL term that ties the policy to the reference")
     epsilon: float = Field(0.2, ge=0, description="clipping of the importance ratio, below")
-    epsilon_high: float | None = Field(None, ge=0, description="clipping above; null = like epsilon")
+    epsilon_high: float | None = Field(
+        None, ge=0, description="clipping above; null = like epsilon. For cispo the ratio's own bound, such as 5"
+    )
     delta: float | None = Field(None, gt=1, description="upper bound of the ratio for negative advantages; null = none")
     importance_sampling_level: Literal["token", "sequence"] = "token"
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -117,6 +118,20 @@ class GRPO(TrainingStage, SamplingStage):
             raise ValueError("min_pass_rate and max_pass_rate need `pass_rates`: a stage of kind rejection_sampling")
         return self
 
+    @model_validator(mode="after")
+    def _bounds_fit_the_loss(self) -> Self:
+        """What TRL only warns of, or does not look at."""
+        loss, level = self.loss_type, self.importance_sampling_level
+        if loss == "cispo" and (self.epsilon_high or 0) < 1:
+            raise ValueError("loss_type cispo cuts the ratio itself at epsilon_high (ScaleRL: 5): set one of 1 or more")
+        if self.delta is not None and loss in ("cispo", "sapo", "vespo"):
+            raise ValueError(f"delta bounds a ratio that is clipped, and loss_type {loss} clips none")
+        if level == "sequence" and loss not in ("grpo", "sapo", "luspo"):
+            raise ValueError(f"loss_type {loss} would weigh a sequence by its length: set loss_type grpo, as GSPO does")
+        if loss == "luspo" and level == "token":
+            raise ValueError("loss_type luspo is made for importance_sampling_level sequence")
+        return self
+
     @field_validator("helpfulness_model", "harmlessness_model")
     @classmethod
     def _goes_with_its_reward(cls, model: Ref | None, info: ValidationInfo) -> Ref | None:
@@ -127,6 +142,15 @@ class GRPO(TrainingStage, SamplingStage):
         if model is not None and not is_listed:
             raise ValueError(f"no reward asks this model: list one of kind '{kind}', or leave the model out")
         return model
+
+    @field_validator("alarm_problems")
+    @classmethod
+    def _has_scores_to_watch(cls, problems: list[DatasetRef], info: ValidationInfo) -> list[DatasetRef]:
+        if problems and not {reward.kind for reward in info.data.get("rewards", ())}.intersection(MODELLED):
+            raise ValueError(
+                f"the alarm compares the rewards {' and '.join(MODELLED)}: without them it has nothing to watch"
+            )
+        return problems
 
     @field_validator("dynamic_sampling")
     @classmethod
@@ -172,13 +196,17 @@ class GRPO(TrainingStage, SamplingStage):
         return found
 
     def _problems(self, inputs: Inputs) -> Problems:
-        """The rows; DataError when there are too few of them for one step."""
+        """The rows; DataError when they are no problems, or too few for one step."""
         from stages.engines.schedule import num_late_problems  # imports torch
 
         early, num_bad = usable(self._worth_learning(inputs))
-        late, num_bad_late = usable(inputs.rows("late_problems", self.late_each)) if self.late_problems else ([], 0)
+        late, num_bad_late = usable(
+            rows_of(inputs, "late_problems", "problem", self.late_each) if self.late_problems else []
+        )
         is_watched = self.alarm_problems and self.alarm.action != "off"
-        held_out = usable(inputs.rows("alarm_problems", limit=self.alarm.num_problems))[0] if is_watched else []
+        held_out, _ = usable(
+            rows_of(inputs, "alarm_problems", "problem", self.alarm.num_problems) if is_watched else []
+        )
         _require(early, self.num_problems, "problems")
         if late:
             _require(late, num_late_problems(self.num_problems, self.late_share), "late problems")
@@ -186,7 +214,7 @@ class GRPO(TrainingStage, SamplingStage):
 
     def _worth_learning(self, inputs: Inputs) -> list[dict[str, str]]:
         """The problems, without those that were solved too seldom or too often."""
-        found = inputs.rows("problems")
+        found = rows_of(inputs, "problems", "problem")
         if self.pass_rates is None:
             return found
         return within(found, read_pass_rates(inputs.folder("pass_rates")), self.min_pass_rate, self.max_pass_rate)
@@ -238,7 +266,7 @@ def usable(problems: list[dict[str, str]]) -> tuple[list[dict[str, str]], int]:
     tried = problems[:MAX_GOLDS_CHECKED]
     verdicts = check_many([("", problem) for problem in tried])
     bad = {i for i, verdict in enumerate(verdicts) if verdict is Verdict.gold_unusable}
-    if len(bad) == len(tried):
+    if bad and len(bad) == len(tried):
         first = problems[0]
         raise DataError(
             f"no gold answer can be used: problem {first['id']!r} has {first['answer']!r} for the checker "

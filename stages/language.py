@@ -35,8 +35,7 @@ LANGUAGES = ("en", "zh")
 
 
 def language_share(text: str, language: str) -> float | None:
-    """Share of the text's words that are in the language, in [0, 1]; None if it holds no word of any
-    language.
+    """Share of the text's words that are in the language, in [0, 1]; None if it holds no word of any language.
 
     Args:
         text: any text; LaTeX commands do not count.

@@ -56,7 +56,8 @@ class Lengthening:
     @property
     def phase(self) -> Phase:
         """What holds now."""
-        return self.phases[self.current - 1] if self.current else Phase(from_fraction=0.5)
+        begins_at_once = Phase.model_construct(from_fraction=0.0)  # which no phase of the settings may
+        return self.phases[self.current - 1] if self.current else begins_at_once
 
     def after_step(self, step: int, clipped_share: float | None) -> bool:
         """Whether another phase begins after this step; then it has become the current one."""

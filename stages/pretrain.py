@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.artifact import newest_checkpoint, step_of
-from pipeline.errors import ResourceError
 from pipeline.refs import CHECKPOINT, CheckpointRef, DatasetRef, Ref
 from pipeline.stage import Inputs, Runtime, Stage, Workdir
+from stages.rows import rows_of
 
 TOKENIZER_TEXTS = 50_000
 """Documents the tokenizer learns from; more does not change its merges."""
@@ -52,8 +52,7 @@ class Pretrain(Stage):
     )
     architecture: Architecture = Field(Architecture(), description="of a model from nothing")
     whole_words: tuple[str, ...] = Field(
-        ("<think>", "</think>", "<answer>", "</answer>"),
-        description="strings that are one ordinary token each",
+        ("<think>", "</think>", "<answer>", "</answer>"), description="strings that are one ordinary token each"
     )
     num_steps: int = Field(4000, ge=1)
     batch_rows: int = Field(128, ge=1, description="packed rows per step")
@@ -71,15 +70,20 @@ class Pretrain(Stage):
     def _keeps_layers_of_a_model(self) -> Self:
         if self.keep_layers is not None and self.model is None:
             raise ValueError("keep_layers says which layers of `model` to keep, and there is no model: name one")
+        if len(set(self.keep_layers or ())) < len(self.keep_layers or ()):
+            raise ValueError("keep_layers names a layer twice: it would be one layer with one set of weights")
         return self
 
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
-        from stages.engines import pretraining
+        """Trains and saves model and tokenizer; returns the last loss, the speed and the number of weights."""
+        from stages.engines import pretraining  # imports torch
+        from stages.engines.models import choose_device
 
-        texts = [row["text"] for row in inputs.rows("text", limit=self.num_texts)]
+        device = choose_device(self.device)
+        texts = [row["text"] for row in rows_of(inputs, "text", "text", self.num_texts)]
         model, tokenizer = self._begun(inputs, texts)
         pack = pretraining.pack(texts, tokenizer, self.sequence_length)
-        model.to(self._device())
+        model.to(device)
         how = pretraining.Optimisation(
             **{name: getattr(self, name) for name in pretraining.Optimisation.__annotations__}
         )
@@ -109,10 +113,3 @@ class Pretrain(Stage):
         source = inputs.checkpoint("model")
         model = load_model(source, device="cpu")
         return pretraining.with_layers(model, self.keep_layers), load_tokenizer(source)
-
-    def _device(self) -> str:
-        import torch
-
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ResourceError("device is cuda, but this machine has no CUDA device", hint="set device=cpu")
-        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"

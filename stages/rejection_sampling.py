@@ -33,9 +33,11 @@ from pipeline.refs import DATASET, CheckpointRef, DatasetRef
 from pipeline.stage import Inputs, Runtime, Workdir
 from stages.chat import one_turn
 from stages.dataset import Shards, write_parquet
-from stages.dedup import Dedup, Overlap, decontaminated, distinct
+from stages.decontamination import Overlap, decontaminated
+from stages.dedup import Dedup, distinct
 from stages.filters import FAILS, Filters
 from stages.rewards.checkers import Verdict
+from stages.rows import benchmark_texts, rows_of
 from stages.sampled_card import write_sampled_card
 from stages.sampling import Judged, LazySampler, SamplingStage
 
@@ -89,7 +91,7 @@ class RejectionSampling(SamplingStage):
         """
         problems, counts = self.prepare(inputs)
         shards = Shards(work, DEMO, self.shard_size)
-        with LazySampler(self, inputs.checkpoint("model")) as sampler:
+        with LazySampler(self, inputs.checkpoint("model"), problems) as sampler:
             for number, start in enumerate(range(0, len(problems), self.shard_size)):
                 shard = problems[start : start + self.shard_size]
                 if not shards.is_done(number):
@@ -105,15 +107,11 @@ class RejectionSampling(SamplingStage):
 
     def prepare(self, inputs: Inputs) -> tuple[list[Row], dict[str, Any]]:
         """The problems to sample, in the order of sampling, and the counts of those left out."""
-        problems = [
-            row for ref, rows in inputs.rows_by_source("problems", self.num_problems) for row in _checked(ref, rows)
-        ]
+        problems = rows_of(inputs, "problems", "problem", self.num_problems)
         random.Random(self.seed).shuffle(problems)
         left, dropped = distinct(problems, self.dedup)
         held: Mapping[str, Counter[str]] = {}
-        if self.decontaminate:
-            sources = inputs.rows_by_source("decontaminate")
-            texts = {str(ref): [row.get("prompt") or row.get("text", "") for row in rows] for ref, rows in sources}
+        if texts := benchmark_texts(inputs, self.decontaminate):
             left, held = decontaminated(left, texts, self.overlap)
         counts = {"found": len(problems), **dropped, "contaminated": sum(c.total() for c in held.values())}
         if not left:
@@ -247,15 +245,6 @@ def _demo(sample: Judged, pass_rate: float | None) -> dict[str, Any]:
         "pass_rate": pass_rate,
         "num_tokens": len(sample.completion.token_ids),
     }
-
-
-def _checked(ref: object, rows: list[Row]) -> list[Row]:
-    if missing := [column for column in COLUMNS["problem"] if column not in rows[0]]:
-        raise DataError(
-            f"problems: {ref} has no {', '.join(missing)}, so its answers cannot be checked",
-            hint="name a card whose rows are problems; `make cards` lists them",
-        )
-    return rows
 
 
 def _require_some(counts: Mapping[str, Any]) -> None:

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from statistics import StatisticsError, correlation, fmean
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.errors import DataError
 from pipeline.refs import REWARD_MODEL, DatasetRef
 from pipeline.stage import Inputs, ModelSource, Runtime, Workdir
 from stages.chat import judged_text, parse
+from stages.rows import rows_of
 from stages.sampling import Template
 from stages.training import TrainingStage, merge_metrics
 
@@ -85,6 +86,13 @@ class RewardModel(TrainingStage):
 
     save_steps: Runtime[int] = Field(50, ge=1, description="steps between checkpoints to resume from")
 
+    @field_validator("memory_gb")
+    @classmethod
+    def _is_not_kept(cls, memory_gb: float | None) -> float | None:
+        if memory_gb is not None:
+            raise ValueError("a reward model's training keeps within no memory_gb: lower token_budget")
+        return memory_gb
+
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Trains and saves the model; returns what it is worth on held-out pairs, its length bias and the counts.
 
@@ -93,7 +101,7 @@ class RewardModel(TrainingStage):
         from stages.engines import reward_run  # imports torch and trl
 
         reward_run.check(self)
-        pairs, counts = usable_pairs(inputs.rows("preferences", limit=self.num_preferences), self.scope)
+        pairs, counts = usable_pairs(rows_of(inputs, "preferences", "preference", self.num_preferences), self.scope)
         if self.balance_lengths:
             pairs, counts["num_unbalanced"] = balanced(pairs)
         training, held_out = split(pairs, self.eval_share, self.seed)
@@ -119,13 +127,8 @@ def _record(scored: ScoredPair) -> dict[str, Any]:
 def usable_pairs(rows: Sequence[Row], scope: Literal["answer", "whole"]) -> tuple[list[Pair], dict[str, int]]:
     """The pairs that say something, and how many did not: a side without a text to judge, or equal sides.
 
-    Raises DataError if none is left, or if the rows are no preferences.
+    Raises DataError if none is left.
     """
-    if missing := {"id", "prompt", "chosen", "rejected"} - rows[0].keys():
-        raise DataError(
-            f"preferences: the rows have no column {', '.join(sorted(missing))}, so they are no preferences",
-            hint="`make cards` shows which cards hold preferences",
-        )
     pairs, counts = [], {"num_preferences": len(rows), "num_without_text": 0, "num_equal": 0}
     for row in rows:
         chosen, rejected = (judged_text(parse(row[side]), scope) for side in ("chosen", "rejected"))

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.card import Card, load_card, parse_card_ref
-from pipeline.markdown import inline
-from pipeline.refs import Ref
-from stages.dataset import table, write_card
+from pipeline.card import Card
+from stages.dataset_card import benchmarks, cards_of, licence_of, notes, table, write_card
 
 if TYPE_CHECKING:
     from stages.rejection_sampling import RejectionSampling
@@ -32,39 +30,35 @@ SAYS = {
 
 def write_sampled_card(stage: "RejectionSampling", counts: Mapping[str, Any], folder: Path) -> None:
     """Writes `README.md` into the stage's folder; `counts` is what `counts.json` holds."""
-    found = {str(ref): card.licence for ref, card in _cards(stage)}
+    cards = cards_of(stage.problems)
     front = {
         "language": sorted({name.rpartition(", ")[2] for name, number in counts["kept_by_domain"].items() if number}),
-        "license": next(iter(found.values())) if len(set(found.values())) == 1 else "other",
+        "license": licence_of(stage.problems, cards),
         "tags": ["synthetic", "rejection-sampling", "reasoning"],
         "configs": [
             {"config_name": "default", "data_files": "rows/*.parquet"},
             {"config_name": "problems", "data_files": "problems.parquet"},
         ],
     }
-    body = _origin(stage, found) + _samples(counts["samples"]) + _problems(counts) + _benchmarks(stage, counts)
+    held = benchmarks(counts["benchmarks"], stage.overlap, "problems")
+    body = _origin(stage, cards) + _samples(counts["samples"]) + _problems(counts) + held
     write_card(folder, f"Demos sampled from {stage.model}", front, counts["samples"]["kept"], body)
 
 
-def _origin(stage: "RejectionSampling", found: Mapping[str, str]) -> str:
+def _origin(stage: "RejectionSampling", cards: Mapping[str, Card]) -> str:
     rule = "right ones" if stage.verify else "responses, right or wrong,"
     if not isinstance(stage.verify, bool):
         rule = f"right ones (in {', '.join(stage.verify)}; of other domains right or wrong)"
     many = "all" if stage.keep is None else f"at most {stage.keep}"
-    rows = [(f"`{ref}`", found.get(str(ref), "see its own folder")) for ref in stage.problems]
-    warnings = "".join(f"**Note:** {inline(warning)}.\n\n" for _, card in _cards(stage) for warning in card.warnings)
+    known = {name: card.licence for name, card in cards.items()}
+    rows = [(f"`{ref}`", known.get(str(ref), "see its own folder")) for ref in stage.problems]
     return (
         f"{stage.num_samples} responses to each problem, temperature {stage.temperature:g}, top-p {stage.top_p:g}, at "
         f"most {stage.max_completion_length} tokens, template `{stage.template}`. Of the {rule} that pass the filters, "
         f"{many} of each problem were kept, {ORDER[stage.choose]}.\n\n"
-        f"{table(('problems from', 'licence'), rows)}{warnings}"
+        f"{table(('problems from', 'licence'), rows)}{notes(cards)}"
         "The responses are a model's own text: the licences of the model and of the problems apply to them.\n\n"
     )
-
-
-def _cards(stage: "RejectionSampling") -> list[tuple[Ref, Card]]:
-    """The references that are cards; another one's licences are told in its own folder."""
-    return [(ref, load_card(parse_card_ref(ref.target).name)) for ref in stage.problems if ref.scheme == "card"]
 
 
 def _samples(samples: Mapping[str, int]) -> str:
@@ -85,18 +79,4 @@ def _problems(counts: Mapping[str, Any]) -> str:
         + "How hard they were: the share of a problem's samples that were right. See `problems.parquet`.\n\n"
         + table(("pass rate", "problems"), rates)
         + table(("demos by domain and language", "number"), counts["kept_by_domain"].items())
-    )
-
-
-def _benchmarks(stage: "RejectionSampling", counts: Mapping[str, Any]) -> str:
-    if not counts["benchmarks"]:
-        return "## Benchmarks\n\nNo evaluation set was named, so nothing was left out for being in one.\n"
-    rows = [
-        (f"`{name}`", kind, number) for name, kinds in counts["benchmarks"].items() for kind, number in kinds.items()
-    ]
-    return (
-        "## Benchmarks\n\nProblems left out because an evaluation set holds them: to the letter, or "
-        f"{stage.overlap.coverage:.0%} of the n-grams of the shorter text. An n-gram of more than "
-        f"{stage.overlap.max_problems} problems is a phrase and counts for nothing.\n\n"
-        + table(("evaluation set", "in common", "problems left out"), rows)
     )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from stages.engines.samplers import Completion, Sampler
 
 Template = Literal["mini", "r1_zero", "chat"]
+AT_ONCE = 10_000
+"""Prompts whose length is looked at together."""
 
 
 class Vllm(BaseModel):
@@ -101,8 +103,9 @@ class LazySampler:
     So a stage that finds all its parts done on a resume loads no model. Use it in a `with`; it closes the engine.
     """
 
-    def __init__(self, stage: SamplingStage, source: ModelSource) -> None:
-        self._stage, self._source = stage, source
+    def __init__(self, stage: SamplingStage, source: ModelSource, problems: Sequence[dict[str, str]]) -> None:
+        """`problems`: all that will be asked; DataError for one whose prompt fills the model's context."""
+        self._stage, self._source, self._problems = stage, source, problems
         self._sampler: Sampler | None = None
         self._tokenizer: Any = None
 
@@ -128,9 +131,15 @@ class LazySampler:
 
     def _open(self) -> "Sampler":
         from stages.engines.engine import open_sampler
-        from stages.engines.models import choose_device, load_tokenizer
+        from stages.engines.models import choose_device, context_length, load_tokenizer, read_config
+        from stages.engines.samplers import check_prompt_lengths, encode_prompts
 
         self._tokenizer = load_tokenizer(self._source)
+        context = context_length(read_config(self._source))
+        for start in range(0, len(self._problems), AT_ONCE):  # token ids take more memory than the texts
+            part = self._problems[start : start + AT_ONCE]
+            prompts = encode_prompts(self._tokenizer, self._stage.prompts(part, self._tokenizer))
+            check_prompt_lengths(prompts, part, context, new_tokens=1)
         device = choose_device(self._stage.device)
         self._sampler = open_sampler(self._stage, self._source, self._tokenizer, device)
         return self._sampler

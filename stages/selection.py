@@ -10,6 +10,7 @@ How we differ: "diverse" there is a judgement, here no two problems whose words 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,7 +36,9 @@ class Selection(BaseModel):
     most_alike: float | None = Field(
         None, gt=0, le=1, description="no problem whose words agree by this with those of one chosen before"
     )
-    mix: dict[str, float] | None = Field(None, description="the share of each domain, exactly; others are left out")
+    mix: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, min_length=1, description="the share of each domain, exactly; others are left out"
+    )
     num_chosen: int | None = Field(None, ge=1, description="at most so many rows in all")
 
     def chosen(self, rows: Sequence[Row]) -> tuple[list[Row], Counter[str]]:

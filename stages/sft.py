@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from pipeline.refs import DatasetRef
 from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
+from stages.rows import sources_of
 from stages.sampling import Template
 from stages.training import TrainingStage, merge_metrics
 
@@ -67,12 +68,18 @@ class SFT(TrainingStage):
             raise ValueError("caps must be at least 1")
         return self
 
+    @model_validator(mode="after")
+    def _keeps_within_its_memory(self) -> Self:
+        if self.memory_gb is not None and self.lora is None:
+            raise ValueError("memory_gb holds where an adapter is trained: set lora, or lower token_budget")
+        return self
+
     def run(self, inputs: Inputs, work: Workdir) -> dict[str, Any]:
         """Trains and saves the model; returns the loss over the last tenth of the steps, the held-out loss, counts."""
         from stages.engines import sft_run  # imports torch and trl
 
         sft_run.check(self)
-        record = sft_run.train(self, inputs.checkpoint("model"), inputs.rows_by_source("demos"), work)
+        record = sft_run.train(self, inputs.checkpoint("model"), sources_of(inputs, "demos", "demo"), work)
         curve = read_jsonl(work.metrics_file)
         measured = {name: curve[-1][name] for name in ("eval_loss",) if name in curve[-1]}
         return {

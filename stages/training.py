@@ -14,6 +14,7 @@ from pipeline.artifact import read_json
 from pipeline.refs import CHECKPOINT, CheckpointRef
 from pipeline.stage import Inputs, Runtime, Stage, Workdir
 from stages.engines.checkpoints import KEPT
+from stages.memory_plan import Shape
 
 MERGE_FILE = "merge.json"
 CUDA_OPTIMISERS = ("8bit", "4bit", "paged", "ademamix")
@@ -66,6 +67,11 @@ class TrainingStage(Stage, ABC):
     gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
     save_steps: Runtime[int] = Field(20, ge=1, description="steps between checkpoints to resume from")
 
+    @property
+    def moments_bytes(self) -> int:
+        """Of a weight that is trained: AdamW's two moments."""
+        return 2 if "8bit" in self.optim else 8
+
     def variables(self) -> dict[str, str]:
         return GROWING_SEGMENTS
 
@@ -80,16 +86,16 @@ class TrainingStage(Stage, ABC):
         config, size = read_json(folder / "config.json"), sum(f.stat().st_size for f in folder.glob("*.safetensors"))
         is_fp32 = (config.get("dtype") or config.get("torch_dtype")) == "float32"
         num_weights = size // (4 if is_fp32 else 2)
-        num_trained = adapter_weights(config, self.lora.rank) if self.lora else num_weights
-        bytes_each = 4 + (2 if "8bit" in self.optim else 8)  # the weight and AdamW's two moments
-        return (KEPT + 2) * num_trained * bytes_each + max(size, 4 * num_trained)
+        num_trained = _adapter_weights(config, self.lora.rank) if self.lora else num_weights
+        return (KEPT + 2) * num_trained * (4 + self.moments_bytes) + max(size, 4 * num_trained)
 
 
-def adapter_weights(config: Mapping[str, Any], rank: int) -> int:
-    """About how many weights a LoRA of this rank on all linear layers has: `rank` x (in + out) of each."""
-    hidden, layers = config.get("hidden_size", 0), config.get("num_hidden_layers", 0)
-    inner = config.get("intermediate_size", 4 * hidden)
-    return int(rank * layers * (4 * 2 * hidden + 3 * (hidden + inner)))
+def _adapter_weights(config: Mapping[str, Any], rank: int) -> int:
+    """Of a LoRA on all linear layers; 0 for no decoder of the Llama kind, for beside the model it is little."""
+    try:
+        return Shape.of(config).adapter_weights(rank)
+    except KeyError:
+        return 0
 
 
 def merge_metrics(work: Workdir) -> dict[str, float]:

@@ -25,7 +25,7 @@ class ByPrompt(TransformersSampler):
 
     calls = 0
 
-    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Any = None) -> Any:
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> Any:
         self.calls += 1
         seeds = [crc32(prompt.encode()) + self.calls for prompt in prompts]
         return [

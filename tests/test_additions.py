@@ -110,7 +110,7 @@ def test_a_reward_is_one_file_and_its_line_in_the_table(copy: Copy) -> None:
         "from stages.rewards import *; from stages.chat import parse\n"
         "row = dict.fromkeys(('id', 'prompt', 'answer', 'checker', 'domain', 'language'), '')\n"
         "sample = Sample(row, parse('<think> x </think><answer> 42 </answer>'), 9, False, 99)\n"
-        "print(score_all([REWARDS['brevity'](weight=2.0)], sample))"
+        "print(score_many([REWARDS['brevity'](weight=2.0)], [sample])[0])"
     )
     assert copy.says(sys.executable, "-c", code) == "{'reward': 2.0, 'reward/brevity': 1.0}\n"
 

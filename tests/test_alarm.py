@@ -66,6 +66,19 @@ def test_a_watch_goes_on_from_its_state() -> None:
     assert again.state == watch.state and again.looks == watch.looks
 
 
+def test_a_resume_with_more_problems_to_watch_begins_with_a_first_look_at_them() -> None:
+    watch = watched([0.4, 0.5], [0.8, 0.75])
+    for step, right in ((2, 1.0), (3, 0.0)):
+        watch.note([0.9] * 64)
+        watch.look(step, [right] * 128)
+    assert [look.step for look in watch.looks] == [2, 3] and not watch.is_alarmed
+
+
+def test_an_alarm_without_a_preference_reward_to_watch_is_refused() -> None:
+    with pytest.raises(ValueError, match="it has nothing to watch"):
+        toy(alarm_problems=["path:held-out"])
+
+
 class Hacked(FirstByte):
     """A toy that is liked better with every step, while its held-out answers are wrong from the second look on."""
 

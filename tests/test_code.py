@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,12 @@ import pytest
 
 from pipeline.errors import ResourceError
 from stages.chat import parse
-from stages.rewards import Sample, box
+from stages.rewards import Sample, box, code_tests
 from stages.rewards.binary_code import BinaryCode
 from stages.rewards.box import KINDS, Box, the_box
-from stages.rewards.checkers import Verdict, check
+from stages.rewards.checkers import Verdict, check, check_many
 from stages.rewards.code import Code
-from stages.rewards.code_tests import MAX_CHARS, program_of, read_gold, verdict, verdicts
+from stages.rewards.code_tests import MAX_CHARS, program_of, read_gold, verdict
 
 T = TypeVar("T")
 PYTHONS = list(dict.fromkeys(Path(path).resolve() for path in (sys.executable, "/usr/bin/python3")))
@@ -30,6 +31,11 @@ PROMPT = "from typing import List\n\ndef twice(xs: List[int]) -> List[int]:\n   
 TEST = "def check(candidate):\n    assert candidate([1, 2]) == [2, 4]\n    assert candidate([]) == []\n"
 GOLD = json.dumps({"prompt": PROMPT, "test": TEST, "entry_point": "twice"})
 WHOLE = "def twice(xs):\n    return [2 * x for x in xs]"
+
+
+def verdicts(pairs: list[tuple[str, str]]) -> list[Verdict]:
+    """Of each (answer, gold), as evaluation and the rewards ask for them."""
+    return check_many([(one, {"id": "1", "prompt": "?", "answer": gold, "checker": "code"}) for one, gold in pairs])
 
 
 def boxes() -> list[Box]:
@@ -209,6 +215,7 @@ def test_tests_that_cannot_run_are_the_data_s_fault(in_a_box: Box) -> None:
 
 def test_a_body_gets_its_indent_back_and_a_whole_function_is_left_alone() -> None:
     assert program_of("return 1", "def f():", "f") == "def f():\n    return 1"
+    assert program_of("```Python3\nreturn 1```", "def f():", "f") == "def f():\n    return 1"
     assert program_of("    return 1", "def f():", "f") == "def f():\n    return 1"
     assert program_of("def f(): return 2", "def f():\n  'it'", "f") == "def f():\n  'it'\ndef f(): return 2"
 
@@ -234,6 +241,12 @@ def test_many_programs_side_by_side_leave_nothing_behind(in_a_box: Box) -> None:
     num_open = num_open_files()
     assert verdicts(pairs) == ["wrong", "right"] * 6
     assert num_open_files() == num_open and not children()
+
+
+def test_evaluation_runs_programs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = threading.Barrier(min(2, os.cpu_count() or 1))
+    monkeypatch.setattr(code_tests, "_run", lambda program, task: 0 if met.wait(timeout=10) >= 0 else 1)
+    assert verdicts([(WHOLE, GOLD)] * 2) == ["right", "right"]
 
 
 def test_every_solution_of_humaneval_passes_and_none_does_without_its_body(held: list[Box], real_data: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.card import load_card
 from pipeline.sources import read_rows
 from stages.chat import TEMPLATES
 from stages.curation import Rules, curate
-from stages.dedup import Overlap
+from stages.decontamination import Overlap
 
 WORDS = [
     "river",

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.card import load_card
-from stages.dedup import Dedup, Overlap, decontaminated, distinct, words
+from stages.decontamination import Overlap, decontaminated
+from stages.dedup import Dedup, distinct, words
 
 TRAIN = 'Tell me briefly and in your own words why the {thing} is {colour}, and end with the sentence "That is why."'
 LONG = (

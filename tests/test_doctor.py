@@ -19,6 +19,9 @@ from pipeline.settings import read_yaml
 from stages.forecast import Device, fits, forecast, num_weights, what_would_fit
 from stages.grpo import GRPO
 from stages.memory_plan import CONTEXT_BYTES, Shape
+from stages.reward_model import RewardModel
+from stages.sft import SFT
+from stages.training import Lora
 from tests.toy_run import write_toy_run
 
 CPU = Machine("a CPU", 2, 24 * GIB, 1e12, torch_cuda="")
@@ -101,6 +104,33 @@ def test_unsloths_recipe_holds_its_whole_step_in_5_gb_at_the_scale_that_its_page
     for card in (Device("5 GB", 5e9, has_vllm=True), Device("80 GB", 80e9, has_vllm=True)):
         found = forecast(stage, shape("hub:Qwen/Qwen2.5-1.5B"), card)
         assert found and found.cache > 0 and found.peak + CONTEXT_BYTES <= 5e9  # vLLM's share would be over it
+
+
+COMMON: dict[str, Any] = {"model": "path:x", "max_length": 1024, "token_budget": 8192}
+NOT_BY_THE_CORE = {
+    "a reward model": RewardModel(**COMMON, preferences=["path:y"], lora=Lora()),  # type: ignore[arg-type]
+    "dropout": SFT(**COMMON, demos=["path:y"], lora=Lora(dropout=0.1)),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("stage", NOT_BY_THE_CORE.values(), ids=NOT_BY_THE_CORE.keys())
+def test_what_the_core_does_not_train_is_not_forecast_by_its_plan(stage: RewardModel | SFT) -> None:
+    card, small = Device("80 GB", 80e9), shape("hub:Qwen/Qwen2.5-1.5B")
+    whole, lean = (forecast(stage.model_copy(update={"gradient_checkpointing": c}), small, card) for c in (False, True))
+    assert whole and lean and whole.micro_batch_tokens == 8192
+    assert whole.activations > 5 * lean.activations > 0  # the core's plan knows no such setting
+
+
+def test_what_fits_is_said_of_the_phase_with_the_longest_responses() -> None:
+    card, small = Device("24 GB", 24e9), shape("hub:Qwen/Qwen2.5-1.5B")
+    phases = ({"from_fraction": 0.5, "length": 4, "generations": 2},)
+    common: dict[str, Any] = {"model": "path:x", "problems": ["path:y"], "lora": None, "max_completion_length": 2048}
+    grown, long = (
+        GRPO(**common, lengthening=phases),
+        GRPO(**common | {"max_completion_length": 8192, "num_generations": 16}),
+    )
+    one, other = (forecast(stage, small, card) for stage in (grown, long))
+    assert one and other and (one.least, one.cache) == (other.least, other.cache)
 
 
 def test_a_gpu_that_is_too_small_is_told_with_settings_that_the_command_line_takes() -> None:

@@ -1,5 +1,4 @@
-"""Evaluation: figures that mean what they say, files that the report can read, parts that are not made
-twice."""
+"""Evaluation: figures that mean what they say, files that the report can read, parts that are not made twice."""
 
 import json
 import subprocess
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import DataError
 from pipeline.stage import Workdir, read_jsonl
 from stages.chat import TEMPLATES
 from stages.engines.samplers import Completion, TransformersSampler
@@ -236,3 +236,15 @@ def test_the_result_does_not_depend_on_where_it_was_interrupted(
 def test_evaluating_does_not_import_trl() -> None:
     code = "import sys, stages.evaluate, stages.engines.engine; assert not {'trl', 'peft'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_a_k_without_as_many_samples_is_refused_and_not_lowered() -> None:
+    with pytest.raises(ValueError, match="k 4 is more than num_samples 2"):
+        stage(k=4, num_samples=2)
+
+
+def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_sampled(base: Path, tmp_path: Path) -> None:
+    rows = [problem(0), problem(1) | {"prompt": "9+" * 200}]
+    with pytest.raises(DataError, match=r"problem '.*1.*' has 4\d\d tokens; the model's context of 256 leaves 255"):
+        stage(part_size=1).run(ToyInputs(base, rows), Workdir(tmp_path))  # type: ignore[arg-type]
+    assert not list((tmp_path / "checkpoints").iterdir())

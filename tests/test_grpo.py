@@ -276,8 +276,26 @@ REFUSED = {
     "a phase beyond the context": ({"lengthening": [{"from_fraction": 0.5, "length": 50}]}, DataError, "of 300"),
     "fewer problems than a step takes": ({"num_problems": 50}, DataError, "12 usable problems"),
     "a prompt beyond the context": ({"max_completion_length": 250}, DataError, "problem 'p10'"),
+    "all weights for a server": ({"sampler": "vllm_server"}, ConfigError, "sent the adapter of each step"),
     "vLLM without CUDA": ({"sampler": "vllm"}, ResourceError, "sampler 'vllm'"),
 }
+
+
+UNFIT = {
+    "a ratio cut below 1": ({"loss_type": "cispo"}, "cuts the ratio itself"),
+    "a bound of nothing": ({"loss_type": "vespo", "delta": 2.0}, "clips none"),
+    "a length that weighs": ({"importance_sampling_level": "sequence"}, "would weigh a sequence by its length"),
+    "a seed of more than four bytes": ({"seed": 2**32}, "less than 4294967296"),
+    "luspo by tokens": ({"loss_type": "luspo"}, "made for importance_sampling_level sequence"),
+}
+
+
+@pytest.mark.parametrize(("settings", "says"), UNFIT.values(), ids=UNFIT.keys())
+def test_what_the_libraries_would_not_take_or_not_mind_is_refused_as_a_setting(
+    settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        toy(**settings)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without CUDA says")
@@ -331,6 +349,9 @@ def damaged(base: Path, folder: Path, what: str) -> Path:
         weights.write_bytes(weights.read_bytes()[:-10])
     elif what == "not safetensors":
         weights.write_bytes(b"PK\x03\x04" + bytes(100))
+    elif what == "a header of nonsense":
+        header = json.dumps({"weight": {"dtype": "F32", "shape": [1], "data_offsets": ["a", "b"]}}).encode()
+        weights.write_bytes(len(header).to_bytes(8, "little") + header)
     elif what == "no config":
         (folder / "config.json").unlink()
     elif what == "another shape":
@@ -339,7 +360,10 @@ def damaged(base: Path, folder: Path, what: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("what", ["missing", "cut off", "not safetensors", "no config", "another shape"])
+DAMAGES = ("missing", "cut off", "not safetensors", "a header of nonsense", "no config", "another shape")
+
+
+@pytest.mark.parametrize("what", DAMAGES)
 def test_a_damaged_checkpoint_is_one_sentence(what: str, base: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_model(damaged(base, tmp_path / "damaged", what), device="cpu")

@@ -14,7 +14,7 @@ from pipeline.artifact import newest_checkpoint, seal
 from pipeline.errors import ConfigError, Interrupted, ModelError
 from stages.engines import sft_run
 from stages.engines.models import load_classifier, load_model, load_tokenizer
-from stages.engines.trainers import check_extra
+from stages.engines.trl_config import check_extra
 from stages.sft import SFT
 from tests.test_grpo import toy, train
 from tests.toy_model import save_toy_model

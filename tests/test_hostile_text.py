@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import new_card, recipe, report
 from pipeline.card import load_card
+from pipeline.card_rows import storable
 from pipeline.errors import CardError, ConfigError, DataError
 from pipeline.markdown import inline
 from pipeline.model_card import write_model_cards
@@ -20,7 +21,8 @@ from pipeline.places import stays_inside
 from pipeline.refs import Ref
 from pipeline.settings import parse_yaml
 from pipeline.sources import read_rows
-from stages.dataset import table, write_card
+from pipeline.stage import Workdir, read_jsonl
+from stages.dataset_card import table, write_card
 from tests.conftest import TOY_CLI
 from tests.hostile_completions import ROWS
 from tests.toy_run import write_toy_run
@@ -42,6 +44,13 @@ def test_a_cell_of_a_table_keeps_its_markdown_and_nothing_else() -> None:
 def test_inline_text_is_one_line_without_html(text: str) -> None:
     shown = inline(text)
     assert len((shown + "x").splitlines()) == 1 and "<" not in shown
+
+
+def test_a_row_ends_where_its_line_does_whatever_it_says(tmp_path: Path) -> None:
+    texts = ["a\u2028b", "\u2029", "one\u0085two", "\x0b\x0c\x1c\x1d\x1e", "\r\n", *[row[1] for row in ROWS]]
+    rows = [{"completion": storable(text)} for text in texts]
+    Workdir(tmp_path).write_jsonl("samples.jsonl", rows)
+    assert read_jsonl(tmp_path / "samples.jsonl") == rows
 
 
 @pytest.mark.parametrize("text", [*[row[1] for row in ROWS if len(row[1]) < 10_000][:40], SCRIPT])

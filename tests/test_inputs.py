@@ -13,7 +13,8 @@ from pipeline import stage as stage_module
 from pipeline.artifact import publish
 from pipeline.errors import DataError
 from pipeline.refs import DATASET, DatasetRef
-from pipeline.stage import Inputs, Stage
+from pipeline.stage import Inputs, Stage, Workdir
+from stages import STAGES
 
 
 class Reads(Stage):
@@ -75,3 +76,34 @@ def test_an_empty_source_is_named(run_dir: Path) -> None:
         Inputs(Reads(demos=["stage:full", "stage:empty"]), run_dir).rows("demos")
     with pytest.raises(DataError, match="demos: it names no data set"):
         Inputs(Reads(), run_dir).rows("demos")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "missing"),
+    [
+        ("grpo", "problems", "answer, checker"),
+        ("grpo", "late_problems", "answer, checker"),
+        ("grpo", "alarm_problems", "answer, checker"),
+        ("evaluate", "problems", "answer, checker"),
+        ("rejection_sampling", "problems", "answer, checker"),
+        ("reward_model", "preferences", "chosen, rejected"),
+        ("pretrain", "text", "text"),
+        ("sft", "demos", "response"),
+    ],
+)
+def test_rows_of_another_shape_are_refused_before_a_model_is_loaded(
+    kind: str, field: str, missing: str, run_dir: Path
+) -> None:
+    problems = [row | {"answer": "4", "checker": "math"} for row in demos(*map(str, range(40)))]
+    dataset(run_dir, "demos", demos("a", "b"))
+    dataset(run_dir, "problems", [{k: v for k, v in row.items() if k != "response"} for row in problems])
+    (run_dir / "model").mkdir()
+    (run_dir / "model/config.json").write_text("{}")
+    references: dict[str, Any] = {"model": "path:model"} if kind != "pretrain" else {}
+    if kind == "grpo":
+        liked = {"rewards": [{"kind": "helpfulness"}], "helpfulness_model": "path:model"}
+        references |= {"problems": ["stage:problems"], **liked}
+    wrong = "stage:problems" if kind == "sft" else "stage:demos"
+    stage = STAGES[kind](device="cpu", **references | {field: wrong if kind == "pretrain" else [wrong]})  # type: ignore[call-arg]
+    with pytest.raises(DataError, match=f"{field}: {wrong} has no {missing}, so its rows are no "):
+        stage.run(Inputs(stage, run_dir), Workdir(run_dir / "made"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from data_cards.mini_world import documents
 from pipeline.artifact import newest_checkpoint, seal
@@ -82,7 +82,7 @@ def test_the_tokenizer_has_the_size_asked_for(tokenizer):
 
 def test_packed_documents_do_not_see_each_other(tokenizer):
     model = pretraining.new_model(TINY, tokenizer, seed=0).eval()
-    batch = pretraining.pack(SHORT, tokenizer, 64).batch(torch.tensor([0]), tokenizer.eos_token_id)
+    batch = pretraining.pack(SHORT, tokenizer, 64).batch(torch.tensor([0]))
     together = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
     start = len(tokenizer(SHORT[0])["input_ids"]) + 1
     alone = tokenizer(SHORT[1], return_tensors="pt")["input_ids"]
@@ -92,7 +92,7 @@ def test_packed_documents_do_not_see_each_other(tokenizer):
 
 def test_first_tokens_and_padding_are_not_predicted_and_every_end_is(tokenizer):
     pack = pretraining.pack(SHORT, tokenizer, 64)
-    labels = pack.batch(torch.arange(len(pack.ids)), tokenizer.eos_token_id)["labels"]
+    labels = pack.batch(torch.arange(len(pack.ids)))["labels"]
     lengths = [len(tokenizer(text)["input_ids"]) for text in SHORT]
     assert (labels != pretraining.IGNORED).sum() == sum(lengths)  # plus one end each, minus one first token each
     assert (labels == tokenizer.eos_token_id).sum() == len(SHORT)
@@ -233,8 +233,27 @@ def test_a_student_begins_with_the_layers_it_keeps(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").config.num_hidden_layers == 2
 
 
+def test_a_student_of_a_model_with_a_list_of_layer_types_is_saved_and_loaded(tmp_path):
+    config = {**TINY, "num_hidden_layers": 4, "layer_types": ["full_attention"] * 3 + ["sliding_attention"]}
+    small = pretraining.with_layers(Qwen2ForCausalLM(Qwen2Config(**config, use_sliding_window=True)), [0, 3])
+    small.save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.layer_types == ["full_attention", "sliding_attention"]
+
+
+def test_a_student_may_have_more_tokens_than_two_bytes_count(tokenizer):
+    class Large(type(tokenizer)):
+        def __len__(self) -> int:
+            return 151_665
+
+    large = Large(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
+    pack = pretraining.pack(["1+1=2"], large, 16)
+    assert (pack.labels[0] != pretraining.IGNORED).sum() == len(tokenizer("1+1=2")["input_ids"])
+
+
 def test_layers_that_do_not_exist_or_have_no_model_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="there is no layer 4"):
         run(student(keep_layers=(0, 4)), tmp_path / "student")
     with pytest.raises(ValueError, match="there is no model: name one"):
         stage(keep_layers=(0,))
+    with pytest.raises(ValueError, match="a layer twice"):
+        student(keep_layers=(0, 0))

@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact import publish
+from pipeline.card import load_card
 from pipeline.errors import DataError, ResourceError
 from pipeline.refs import DATASET, Ref
 from pipeline.stage import Workdir, read_dataset
 from stages import STAGES
 from stages.chat import TEMPLATES
+from stages.dataset_card import cards_of, licence_of
 from stages.engines.samplers import Completion, TransformersSampler
 from stages.filters import Filters
 from stages.rejection_sampling import RejectionSampling
@@ -67,13 +69,19 @@ def knows_sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The engine answers `i+1?` right, wrong, right, … in turn; the list counts the prompts of each call."""
     calls: list[int] = []
 
-    def answers(self: Any, prompts: list[str], n: int, sampling: Any, progress: Any = None) -> list[list[Completion]]:
+    def answers(self: Any, prompts: list[str], n: int, sampling: Any) -> list[list[Completion]]:
         calls.append(len(prompts))
         numbers = [int(prompt.removeprefix("Q: ").partition("+")[0]) for prompt in prompts]
         return [[completion(good(i + 1 + k % 2, f"way {sampling.seed} {k}")) for k in range(n)] for i in numbers]
 
     monkeypatch.setattr(TransformersSampler, "generate", answers)
     return calls
+
+
+def test_a_licence_is_claimed_only_where_every_source_is_known_to_have_it() -> None:
+    refs = [Ref.parse("card:gsm8k"), Ref.parse("stage:mine")]
+    assert licence_of(refs[:1], cards_of(refs)) == load_card("gsm8k").licence == "mit"
+    assert licence_of(refs, cards_of(refs)) == "other"
 
 
 def test_it_is_a_stage_that_makes_a_data_set() -> None:
@@ -232,12 +240,6 @@ def test_problems_that_are_all_held_by_a_benchmark_are_an_error(base: Path, tmp_
     inputs = Sources(base, [problem(1), problem(2)], [problem(1), problem(2)])
     with pytest.raises(DataError, match=r"no problem is left to sample .*contaminated 2"):
         stage(decontaminate=["path:x"]).run(inputs, Workdir(tmp_path))  # type: ignore[arg-type]
-
-
-def test_rows_that_are_no_problems_are_refused_by_name(base: Path, tmp_path: Path) -> None:
-    demo = {"id": "a", "prompt": "1+1?", "response": "2", "domain": "arithmetic", "language": "en"}
-    with pytest.raises(DataError, match="path:problems has no answer, checker"):
-        stage().run(Sources(base, [demo]), Workdir(tmp_path))  # type: ignore[arg-type]
 
 
 def test_the_shards_size_and_engine_do_not_change_the_fingerprint_and_filters_do() -> None:

@@ -143,11 +143,6 @@ def test_equal_and_empty_sides_are_left_out_and_counted() -> None:
         usable_pairs(preferences("yes", "yes ")[:2], "answer")
 
 
-def test_rows_of_another_shape_are_named() -> None:
-    with pytest.raises(DataError, match="no column chosen, rejected, so they are no preferences"):
-        usable_pairs([{"id": "1", "prompt": "?", "response": "!"}], "answer")
-
-
 def test_no_prompt_is_on_both_sides_of_the_split_and_the_share_is_exact() -> None:
     pairs = [Pair(f"{i}", f"prompt {i % 40}", "a", "b") for i in range(100)]
     training, held_out = split(pairs, 0.1, seed=0)
@@ -247,3 +242,8 @@ def test_settings_that_cannot_be_are_refused_with_a_sentence(base: Path, tmp_pat
         train(stage(trl={"beta": 1}), base, tmp_path, POLITE)
     with pytest.raises(ConfigError, match="nothing to train"):
         train(stage(quantization="nf4"), base, tmp_path, POLITE)
+
+
+def test_a_limit_that_a_reward_model_does_not_keep_is_refused() -> None:
+    with pytest.raises(ValueError, match="keeps within no memory_gb"):
+        stage(memory_gb=5.0)

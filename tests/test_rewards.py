@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import pytest
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigError, ModelError
 from stages.chat import judged_text, parse
-from stages.rewards import REWARDS, AnyReward, Reward, Sample, score_all, score_many
+from stages.rewards import REWARDS, AnyReward, Reward, Sample, Scorer, score_many
 from stages.rewards.accuracy import Accuracy
 from stages.rewards.format import Format
 from stages.rewards.harmlessness import Harmlessness
@@ -22,6 +22,13 @@ from stages.rewards.repetition_penalty import RepetitionPenalty
 from stages.rewards.soft_overlong_punishment import SoftOverlongPunishment
 
 GOOD = " <think> six times seven </think><answer> 42 </answer>"
+
+
+def score_all(
+    rewards: Sequence[Reward], sample: Sample, models: Mapping[str, Scorer] | None = None
+) -> dict[str, float | None]:
+    """Of a single sample."""
+    return score_many(rewards, [sample], models)[0]
 
 
 def make_sample(text: str = GOOD, *, num_tokens: int = 10, fraction: float = 0.0, **problem: str) -> Sample:

@@ -1,6 +1,7 @@
 """Choosing demos: LIMO's score on worked examples, the best of each problem, no two alike, exact shares."""
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.errors import DataError
 from stages.chain_quality import Quality, measures, z_scores
@@ -81,6 +82,12 @@ def test_the_mix_has_its_shares_exactly_and_says_what_it_lacks() -> None:
     assert len(Selection(mix={"math": 0.75, "code": 0.25}, num_chosen=4).chosen(rows)[0]) == 4
     with pytest.raises(DataError, match=r"no row of the domain art is left \(there is: math 10, code 3, \? 1\)"):
         Selection(mix={"art": 1.0}).chosen(rows)
+
+
+@pytest.mark.parametrize("mix", [{}, {"math": 1.0, "code": 0.0}, {"math": 2.0, "code": -1.0}])
+def test_a_mix_without_a_share_for_each_of_its_domains_is_refused(mix: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="mix"):
+        Selection(mix=mix)
 
 
 def test_hostile_text_is_scored_like_any_other() -> None:

@@ -210,3 +210,9 @@ def test_demos_that_the_models_tokenizer_cannot_write_are_refused(base: Path, tm
 def test_a_mix_that_cannot_be_meant_is_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         stage(**settings)
+
+
+def test_a_limit_that_nothing_would_keep_is_refused() -> None:
+    with pytest.raises(ValueError, match="memory_gb holds where an adapter is trained"):
+        stage(memory_gb=5.0)
+    assert stage(memory_gb=5.0, lora={"rank": 4}).memory_gb == 5.0

@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.stage import Workdir
-from stages.engines import trainers
+from stages.engines import trl_config
 from stages.engines.engine_correction import importance_ratio
 from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
 from stages.engines.models import attach_lora, quiet
@@ -39,7 +39,7 @@ def trainer(
             model=model,
             tokenizer=byte_tokenizer(),
             args=GRPOConfig(
-                **trainers.common_arguments(Workdir(tmp_path), torch.device("cpu"), 10, 0),
+                **trl_config.common_arguments(Workdir(tmp_path), torch.device("cpu"), 10, 0),
                 per_device_train_batch_size=16,
                 num_generations=G,
                 max_completion_length=12,

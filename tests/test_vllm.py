@@ -35,8 +35,8 @@ class Elsewhere(TransformersSampler):
 
     trained_elsewhere, noise = True, 0.0
 
-    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Any = None) -> Any:
-        groups = super().generate(prompts, n, sampling, progress)
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> Any:
+        groups = super().generate(prompts, n, sampling)
         return [[replace(c, logprobs=[p - self.noise for p in c.logprobs]) for c in group] for group in groups]
 
 

@@ -1,9 +1,8 @@
 """Training checkpoints that are whole or not there.
 
-A checkpoint is `checkpoint-STEP/` in the stage's `work.checkpoints`: weights or adapter (safetensors),
-optimiser, scheduler, random state and trainer state. It counts only when it has been sealed
-(`pipeline.artifact.seal`: every file flushed, then a manifest with every sha256). A resume takes the newest
-whole one and deletes what a kill left torn.
+A checkpoint is `checkpoint-STEP/` in the stage's `work.checkpoints`: weights or adapter (safetensors), optimiser,
+scheduler, random state and trainer state. It counts only when it has been sealed (`pipeline.artifact.seal`: every file
+flushed, then a manifest with every sha256). A resume takes the newest whole one and deletes what a kill left torn.
 """
 
 import logging

@@ -18,14 +18,7 @@ from torch import Tensor
 
 from stages.engines.attention import attend, attend_backward
 from stages.engines.flat_rows import FlatRows
-from stages.engines.fused import (
-    rms_norm,
-    rms_norm_backward,
-    rms_norm_backward_add,
-    rotated,
-    swiglu,
-    swiglu_backward,
-)
+from stages.engines.fused import rms_norm, rms_norm_backward, rms_norm_backward_add, rotated, swiglu, swiglu_backward
 from stages.engines.layer_weights import ATTENTION, MLP, Groups, unpacked
 from stages.engines.projection import Copies, Projection
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from stages.engines.shared_prompt import can_share_prompts, last_logits
+from stages.engines.shared_prompt import has_full_attention, last_logits
 
 LENGTH_STEP = 256
 GROUPED_HEADS = "grouped_heads"
@@ -50,7 +50,7 @@ def decoder_for(model: Any, pad_token_id: int) -> Decoder:
 
     Autocast is not recorded: it keeps what it has cast until its block ends, and a graph would read it after that.
     """
-    if model.device.type == "cuda" and can_share_prompts(model) and not torch.is_autocast_enabled("cuda"):
+    if model.device.type == "cuda" and has_full_attention(model) and not torch.is_autocast_enabled("cuda"):
         return RecordedSteps(model, pad_token_id)
     return GrowingCache(model, pad_token_id)
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 
 def choose_engine(wanted: str, device: torch.device) -> str:
-    """`auto` is vLLM on CUDA where it is installed, else transformers. ResourceError for vLLM where it cannot
-    run."""
+    """`auto` is vLLM on CUDA where it is installed, else transformers. ResourceError for vLLM where it cannot run."""
     has_vllm = importlib.util.find_spec("vllm") is not None
     if wanted == "auto":
         return "vllm" if device.type == "cuda" and has_vllm else "transformers"
@@ -31,11 +30,7 @@ def choose_engine(wanted: str, device: torch.device) -> str:
 
 
 def open_sampler(
-    stage: "SamplingStage",
-    source: ModelSource,
-    tokenizer: Any,
-    device: torch.device,
-    model: Any | None = None,
+    stage: "SamplingStage", source: ModelSource, tokenizer: Any, device: torch.device, model: Any | None = None
 ) -> Sampler:
     """The engine a stage samples with. `model` is the model in training, if there is one."""
     engine = choose_engine(stage.sampler, device)
@@ -48,10 +43,5 @@ def open_sampler(
     if engine == "vllm_server":
         return vllm_sampler.ServerSampler(stage.vllm.url, tokenizer)
     return vllm_sampler.VllmSampler(
-        source,
-        tokenizer,
-        stage.vllm,
-        seed=stage.seed,
-        max_completion_length=stage.max_completion_length,
-        model=model,
+        source, tokenizer, stage.vllm, seed=stage.seed, max_completion_length=stage.max_completion_length, model=model
     )

@@ -40,8 +40,7 @@ def importance_ratio(
 ) -> torch.Tensor:
     """Weights of the tokens, (B, C), or of whole responses, (B, 1), by `mode`.
 
-    `logps_BC` are those of the model before the update. A token that the engine gave no number for (NaN) does
-    not
+    `logps_BC` are those of the model before the update. A token that the engine gave no number for (NaN) does not
     count. `mode` is `token_` or `sequence_`, then `truncate` (cut at the bounds) or `mask` (0 beyond them).
     """
     difference = torch.nan_to_num((logps_BC - sampling_logps_BC) * mask_BC, nan=0.0)

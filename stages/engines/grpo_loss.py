@@ -20,7 +20,7 @@ from stages.engines.core import core_of, scattered
 from stages.engines.curves import training_curves
 from stages.engines.engine_correction import importance_ratio
 from stages.engines.flat_rows import flat_completions
-from stages.engines.shared_prompt import can_share_prompts, completion_logprobs
+from stages.engines.shared_prompt import completion_logprobs, has_full_attention
 from stages.engines.token_budget import Batch, MicroBatch, cut, micro_batch_weight, plan_batch, same_prompts
 from stages.engines.trainers import PipelineTrainer
 
@@ -41,7 +41,7 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
         self.token_budget = token_budget
         self.core = core_of(self.model, self.accelerator.device, self.args.optim, memory_gb)
         # Recomputed layers cannot write to a cache.
-        self._shares_prompts = not self.args.gradient_checkpointing and can_share_prompts(self.model)
+        self._shares_prompts = not self.args.gradient_checkpointing and has_full_attention(self.model)
         self._corrects_engine = corrects_engine
         self._part: Batch = {}
         self._step_metrics: dict[str, float] = {}

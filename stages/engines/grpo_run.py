@@ -1,28 +1,21 @@
 """From the settings of a GRPO stage to a trained model: loads, checks, builds TRL's config, trains, saves."""
 
-import math
 import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import ConfigError, DataError, StageFailed
+from pipeline.errors import ConfigError, StageFailed
 from pipeline.stage import Inputs, ModelSource, Workdir
 from stages.alarm import Watch
-from stages.engines import checkpoints, ranks, trainers
+from stages.engines import checkpoints, ranks, trainers, trl_config
 from stages.engines.engine import open_sampler
 from stages.engines.hacking import HackingWatch
 from stages.engines.merging import merge_and_save
-from stages.engines.models import (
-    choose_device,
-    context_length,
-    load_for_training,
-    load_tokenizer,
-    quiet,
-)
+from stages.engines.models import choose_device, context_length, load_for_training, load_tokenizer, quiet
 from stages.engines.reward_models import RewardModelScorer
-from stages.engines.samplers import Sampler, Sampling, encode_prompts
+from stages.engines.samplers import Sampler, Sampling, check_prompt_lengths, encode_prompts
 from stages.engines.schedule import Late
 from stages.lengthening import Lengthening
 
@@ -37,14 +30,12 @@ with quiet():
 
 # Settings of GRPOConfig that have the same name in the stage and are passed on as they are.
 _PASSED_ON = [
-    *("num_generations", "max_completion_length", "temperature", "top_p", "max_steps", "num_iterations"),
-    *trainers.PASSED_ON,
+    *("num_generations", "max_completion_length", "temperature", "top_p", "num_iterations"),
     *("loss_type", "beta", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "scale_rewards"),
 ]
 # Settings of GRPOConfig that this stage decides in another way, or that would not reach our trainer.
 _OURS = [
-    *trainers.OURS,
-    *("per_device_train_batch_size", "generation_batch_size", "use_vllm", "reward_weights"),
+    *("generation_batch_size", "use_vllm", "reward_weights"),
     *("sync_ref_model", "ref_model_sync_steps", "mask_truncated_completions", "top_k", "min_p"),
 ]
 
@@ -55,18 +46,20 @@ LAST_GOOD = "last_good"
 
 def check(stage: "GRPO") -> None:
     """Everything that can be refused before a model is loaded; raises ConfigError or ResourceError."""
-    device = choose_device(stage.device)
-    trainers.check_optimiser(stage.optim, device)
-    trainers.check_extra(stage.trl, GRPOConfig, {*_PASSED_ON, *_OURS})
+    trl_config.check(stage, GRPOConfig, [*_PASSED_ON, *_OURS])
     for name in NEED_WHOLE_BATCH:
         if name in stage.trl:
             raise ConfigError(f"trl: '{name}' looks at the whole batch at once and cannot be cut into micro-batches")
-    trainers.check_quantization(stage.quantization, stage.lora)
     for reward in stage.rewards:
         reward.check_machine()
     if stage.ref_model_sync_steps and not stage.beta:
         raise ConfigError(
             "ref_model_sync_steps refreshes the KL reference, but beta is 0: there is none", hint="set beta"
+        )
+    if stage.sampler == "vllm_server" and stage.lora is None:
+        raise ConfigError(
+            "sampler 'vllm_server' is sent the adapter of each step, and this stage trains all weights",
+            hint="set lora: {rank: 32, alpha: 64}, or sampler: vllm",
         )
 
 
@@ -85,7 +78,9 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
     prompts, watched = stage.prompts(rows, tokenizer), stage.prompts(problems.held_out, tokenizer)
     all_prompts = encode_prompts(tokenizer, prompts + watched)
     model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
-    _check_prompt_lengths(all_prompts, rows + problems.held_out, context_length(model), longest)
+    check_prompt_lengths(
+        all_prompts, rows + problems.held_out, context_length(model.config), longest.max_completion_length
+    )
     sampler = open_sampler(longest, source, tokenizer, device, model)
     hacking = _hacking_watch(stage, problems.held_out, watched, sampler)
     models = _reward_models(stage, inputs, device)
@@ -167,29 +162,6 @@ def _stopped(trainer: Any, hacking: HackingWatch, work: Workdir) -> StageFailed:
 
 def _config(stage: "GRPO", source: ModelSource, work: Workdir, device: torch.device) -> GRPOConfig:
     revision = {"model_init_kwargs": {"revision": source.revision}} if source.revision else {}
-    try:
-        return GRPOConfig(
-            **trainers.common_arguments(work, device, stage.save_steps, stage.seed),
-            **{name: getattr(stage, name) for name in _PASSED_ON},
-            per_device_train_batch_size=ranks.share_of(stage.num_problems, "num_problems") * stage.num_generations,
-            gradient_accumulation_steps=1,
-            warmup_steps=math.ceil(stage.warmup_ratio * stage.max_steps),
-            gradient_checkpointing=stage.gradient_checkpointing,
-            **revision,
-            **stage.trl,
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"TRL refuses the settings of this stage: {error}") from error
-
-
-def _check_prompt_lengths(
-    prompts: list[list[int]], problems: list[dict[str, Any]], context: int, stage: "GRPO"
-) -> None:
-    room = context - stage.max_completion_length
-    length, problem = max(zip(map(len, prompts), problems, strict=True), key=lambda pair: pair[0])
-    if length > room:
-        raise DataError(
-            f"the prompt of problem {problem['id']!r} has {length} tokens; the model's context of {context} "
-            f"leaves {max(0, room)} beside responses of {stage.max_completion_length}",
-            hint="lower max_completion_length, or leave long problems out",
-        )
+    batch_size = ranks.share_of(stage.num_problems, "num_problems") * stage.num_generations
+    own = {name: getattr(stage, name) for name in _PASSED_ON} | revision
+    return trl_config.config_of(GRPOConfig, stage, work, device, batch_size, stage.max_steps, **own)

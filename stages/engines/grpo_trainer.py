@@ -113,7 +113,7 @@ class TokenBudgetGRPOTrainer(TokenBudgetLoss):
         problems = inputs[:: self.num_generations]
         first = self._sampled(problems, 0)
         self._note_sampling(first)
-        others = self._other_problems(problems)
+        others = self._other_problems(problems) if self.dynamic_sampling else iter(())
         self._groups, further = refilled(first, self.dynamic_sampling, others, self._sampled)
         if self.dynamic_sampling:
             self._step_metrics["num_further_problems"] = float(len(further))

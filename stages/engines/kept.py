@@ -18,14 +18,14 @@ class Kept:
     def __init__(self, on_host: bool, device: torch.device) -> None:
         self._stream: Any = torch.cuda.Stream(device) if on_host and device.type == "cuda" else None
         self._device = device
-        self._stack: list[tuple[Sequence[Tensor], Any]] = []
+        self._stack: list[Sequence[Tensor]] = []
         self._leaving: Any = None
         self._ahead: tuple[list[Tensor], Any] | None = None
 
     def put(self, *tensors: Tensor) -> None:
         """Keeps a layer's tensors; the caller may drop them."""
         if self._stream is None:
-            self._stack.append((tensors, None))
+            self._stack.append(tensors)
             return
         main = torch.cuda.current_stream(self._device)
         if self._leaving is not None:  # the copies before these have arrived, so their tensors may be used again
@@ -36,12 +36,12 @@ class Kept:
             for host, tensor in zip(hosts, tensors, strict=True):
                 host.copy_(tensor, non_blocking=True)
         self._leaving = tensors, self._stream.record_event()
-        self._stack.append((hosts, None))
+        self._stack.append(hosts)
 
     def take(self) -> Sequence[Tensor]:
         """The tensors of the last layer that was put; those before it are sent for."""
         if self._stream is None:
-            return self._stack.pop()[0]
+            return self._stack.pop()
         found, arrived = self._ahead or self._sent_for()
         self._leaving = None
         torch.cuda.current_stream(self._device).wait_event(arrived)
@@ -49,7 +49,7 @@ class Kept:
         return found
 
     def _sent_for(self) -> tuple[list[Tensor], Any]:
-        hosts, _ = self._stack.pop()
+        hosts = self._stack.pop()
         found = [torch.empty(host.shape, dtype=host.dtype, device=self._device) for host in hosts]
         self._stream.wait_stream(torch.cuda.current_stream(self._device))  # their memory was another tensor's
         with torch.cuda.stream(self._stream):

@@ -22,6 +22,7 @@ from stages.engines.fused import rms_norm, rms_norm_backward
 from stages.engines.kept import Kept
 from stages.engines.logprob_head import head_terms
 from stages.engines.projection import is_plain
+from stages.engines.shared_prompt import has_full_attention
 from stages.memory_plan import Plan
 
 NOTHING = Prepared()
@@ -42,12 +43,11 @@ def can_go_layerwise(model: Any) -> bool:
     if not isinstance(base, FAMILIES):
         return False
     config = base.config
-    has_windows = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
     others = [p for name, p in model.named_parameters() if "lora_" not in name]
     linears = [m for layer in base.model.layers for m in layer.modules() if hasattr(m, "in_features")]
     outer = [m for m in linears if hasattr(m, "lora_A") or isinstance(m, torch.nn.Linear)]
     return (
-        not has_windows
+        has_full_attention(base)
         and config.hidden_act == "silu"
         and not getattr(config, "attention_dropout", 0)
         and not any(p.requires_grad for p in others)

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -82,9 +84,8 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model in eval mode on `device`.
 
-    `dtype` None is the device's own (see `compute_dtype`). `nf4` loads the linear layers in 4 bits through
-    bitsandbytes (QLoRA). Raises ModelError for a checkpoint that cannot be read, ResourceError for a missing
-    device.
+    `dtype` None is the device's own (see `compute_dtype`). `nf4` loads the linear layers in 4 bits through bitsandbytes
+    (QLoRA). Raises ModelError for a checkpoint that cannot be read, ResourceError for a missing device.
     """
     return _load(AutoModelForCausalLM, _source(source), dtype, device, quantization)[0]
 
@@ -143,11 +144,7 @@ def _load(
 
 
 def attach_lora(
-    model: PreTrainedModel,
-    rank: int,
-    alpha: int,
-    dropout: float = 0.0,
-    target_modules: str | list[str] = "all-linear",
+    model: PreTrainedModel, rank: int, alpha: int, dropout: float = 0.0, target_modules: str | list[str] = "all-linear"
 ) -> Any:
     """`model` with a fresh LoRA adapter (B = 0, so it starts as the same function), as a PeftModel.
 
@@ -191,9 +188,15 @@ def load_for_training(
     return model
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """The most tokens, prompt and response together, that the model was built for."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 0)) or 2**31
+def read_config(source: ModelSource) -> PreTrainedConfig:
+    """A checkpoint's configuration; ModelError where it cannot be read."""
+    with _sentences(source, "configuration"):
+        return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """The most tokens, prompt and response together, that a model was built for."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0)) or 2**31
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -254,15 +257,12 @@ def _nf4(dtype: torch.dtype) -> Any:
             "quantization 'nf4' needs CUDA, and this machine has none", hint="set `quantization: null` here"
         )
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 
 def _check_safetensors(source: ModelSource) -> None:
-    """Refuses a local folder without weights, or whose weight files are not as long as they say."""
+    """Refuses a local folder without weights, or whose weight files do not hold what their headers say."""
     if not source.is_local:
         return
     folder = Path(source.path)
@@ -271,7 +271,12 @@ def _check_safetensors(source: ModelSource) -> None:
     for name in _weight_files(folder / "model.safetensors.index.json"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing", hint="make the stage again with REBUILD=STAGE")
-        _check_length(folder / name)
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except SafetensorError as error:
+            hint = "make the stage again with REBUILD=STAGE, or fetch the file again"
+            raise ModelError(f"{folder / name} is damaged or cut off: {error}", hint=hint) from error
 
 
 def _weight_files(index: Path) -> list[str]:
@@ -286,23 +291,6 @@ def _weight_files(index: Path) -> list[str]:
     if outside:
         raise ModelError(f"{index} names a file outside its folder: {outside[0]}")
     return names
-
-
-def _check_length(path: Path) -> None:
-    """A safetensors file starts with the length of its header; the header says where it ends."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = file.read(size) if size < 2**30 else b""
-    try:
-        tensors = json.loads(header)
-        end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{path} is damaged: it does not begin like a safetensors file") from None
-    if path.stat().st_size != 8 + size + end:
-        raise ModelError(
-            f"{path} is cut off: {path.stat().st_size} bytes instead of {8 + size + end}",
-            hint="make the stage again with REBUILD=STAGE, or fetch the file again",
-        )
 
 
 @contextlib.contextmanager

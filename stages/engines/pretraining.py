@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,17 @@ class Pack:
     ids: torch.Tensor
     positions: torch.Tensor
     padding: int
+    end_id: int
 
     @property
     def labels(self) -> torch.Tensor:
         """What to predict: every token but the first of a document and the padding."""
         return self.ids.masked_fill((self.positions == 0) | (self.ids == self.padding), IGNORED)
 
-    def batch(self, rows: torch.Tensor, end_id: int) -> dict[str, torch.Tensor]:
+    def batch(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Model inputs (B, T) for the given rows; padding is fed as end of text and never predicted."""
-        part = Pack(self.ids[rows].long(), self.positions[rows].long(), self.padding)
-        ids_BT = part.ids.masked_fill(part.ids == self.padding, end_id)
+        part = replace(self, ids=self.ids[rows].long(), positions=self.positions[rows].long())
+        ids_BT = part.ids.masked_fill(part.ids == self.padding, self.end_id)
         return {"input_ids": ids_BT, "position_ids": part.positions, "labels": part.labels}
 
 
@@ -111,8 +112,8 @@ def _without(text: str, whole: Sequence[str]) -> str:
 def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, sequence_length: int) -> Pack:
     """Encodes every text, ends it with the end-of-text token, fills rows in order; longer texts are cut."""
     padding = len(tokenizer)
-    rows: list[NDArray[np.uint16]] = []
-    starts: list[NDArray[np.uint16]] = []
+    rows: list[NDArray[np.int32]] = []
+    starts: list[NDArray[np.int32]] = []
     ids_T, positions_T, used = _empty_row(sequence_length, padding)
     for ids in _encoded(texts, tokenizer, sequence_length):
         if used + len(ids) > sequence_length:
@@ -123,11 +124,11 @@ def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, sequence_leng
         positions_T[used:] = np.arange(sequence_length - used)
         used += len(ids)
     ids_RT, positions_RT = np.stack([*rows, ids_T]), np.stack([*starts, positions_T])
-    return Pack(torch.from_numpy(ids_RT.astype(np.int32)), torch.from_numpy(positions_RT.astype(np.int32)), padding)
+    return Pack(torch.from_numpy(ids_RT), torch.from_numpy(positions_RT), padding, tokenizer.eos_token_id)
 
 
-def _empty_row(length: int, padding: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16], int]:
-    return np.full(length, padding, np.uint16), np.arange(length, dtype=np.uint16), 0
+def _empty_row(length: int, padding: int) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
+    return np.full(length, padding, np.int32), np.arange(length, dtype=np.int32), 0
 
 
 def _encoded(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, length: int) -> Iterator[list[int]]:
@@ -157,6 +158,8 @@ def with_layers(model: Any, kept: Sequence[int] | None) -> Any:
     if kept is not None:
         model.model.layers = torch.nn.ModuleList(layers[i] for i in kept)
         model.config.num_hidden_layers = len(kept)
+        if types := getattr(model.config, "layer_types", None):
+            model.config.layer_types = [types[i] for i in kept]
         for position, layer in enumerate(model.model.layers):
             layer.self_attn.layer_idx = position
     return model
@@ -170,14 +173,14 @@ def train(model: LlamaForCausalLM, text: Pack, how: Optimisation, checkpoints: P
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA: these weights are kept in float32
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(_decayed_and_not(model, how.weight_decay), betas=(0.9, 0.95), fused=True)
-    text = Pack(text.ids.to(device), text.positions.to(device), text.padding)
+    text = replace(text, ids=text.ids.to(device), positions=text.positions.to(device))
     meter = _Meter(text.ids.shape[1] * how.batch_rows)
     done = resume(model, optimizer, meter, checkpoints)
     with stop_on_signals() as stop:
         for step, rows in enumerate(batches(len(text.ids), how.batch_rows, how.seed, skip=done), start=done + 1):
             if step > how.num_steps:
                 break
-            meter.add(*_update(model, optimizer, text.batch(rows.to(device), model.config.eos_token_id), step - 1, how))
+            meter.add(*_update(model, optimizer, text.batch(rows.to(device)), step - 1, how))
             if step % how.log_steps == 0 or step == how.num_steps:
                 log(step, meter.read() | {"learning_rate": how.learning_rate_at(step - 1)})
             if step < how.num_steps and (step % how.save_steps == 0 or stop.requested):

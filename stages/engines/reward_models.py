@@ -90,7 +90,7 @@ class RewardModelScorer:
         return found.tolist()
 
     def _encode(self, prompts: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
-        limit = context_length(self.model)
+        limit = context_length(self.model.config)
         if self.settings is None and self.tokenizer.chat_template:
             return [self._encode_chat(*pair, limit) for pair in zip(prompts, texts, strict=True)]
         return encode(self.tokenizer, self.template, prompts, texts, limit)

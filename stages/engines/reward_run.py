@@ -1,16 +1,14 @@
-"""From the settings of a reward-model stage to a trained model: tokenizes, trains with TRL's RewardTrainer,
-saves."""
+"""From the settings of a reward-model stage to a trained model: tokenizes, trains with TRL's RewardTrainer, saves."""
 
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipeline.errors import ConfigError, DataError, ModelError
+from pipeline.errors import DataError, ModelError
 from pipeline.stage import ModelSource, Workdir
-from stages.engines import trainers
+from stages.engines import trainers, trl_config
 from stages.engines.merging import merge_and_save
 from stages.engines.models import (
     choose_device,
@@ -32,10 +30,7 @@ with quiet():
     from trl import RewardConfig, RewardTrainer
 
 # Settings of RewardConfig that this stage decides in another way.
-_OURS = [
-    *trainers.OURS,
-    *("per_device_train_batch_size", "max_length", "max_steps", "num_train_epochs", "disable_dropout"),
-]
+_OURS = ("max_length", "num_train_epochs", "disable_dropout")
 
 Tokenized = dict[str, list[int]]
 Batch = dict[str, torch.Tensor]
@@ -120,9 +115,7 @@ class TokenBudgetRewardTrainer(PipelineTrainer, RewardTrainer):
 
 def check(stage: "RewardModel") -> None:
     """Everything that can be refused before a model is loaded; raises ConfigError or ResourceError."""
-    trainers.check_optimiser(stage.optim, choose_device(stage.device))
-    trainers.check_extra(stage.trl, RewardConfig, {*trainers.PASSED_ON, *_OURS})
-    trainers.check_quantization(stage.quantization, stage.lora)
+    trl_config.check(stage, RewardConfig, _OURS)
 
 
 def train(stage: "RewardModel", source: ModelSource, pairs: list["Pair"], work: Workdir) -> int:
@@ -130,7 +123,7 @@ def train(stage: "RewardModel", source: ModelSource, pairs: list["Pair"], work: 
     device = choose_device(stage.device)
     tokenizer = load_tokenizer(source)
     model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed, classifier=True)
-    rows = tokenize(stage, pairs, tokenizer, min(stage.max_length, context_length(model)))
+    rows = tokenize(stage, pairs, tokenizer, min(stage.max_length, context_length(model.config)))
     with quiet():
         trainer = TokenBudgetRewardTrainer(
             token_budget=None if stage.token_budget == "auto" else stage.token_budget,
@@ -181,19 +174,6 @@ def _safe(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _config(stage: "RewardModel", num_rows: int, work: Workdir, device: torch.device) -> RewardConfig:
-    steps = stage.max_steps or math.ceil(num_rows / stage.batch_size) * stage.num_train_epochs
-    try:
-        return RewardConfig(
-            **trainers.common_arguments(work, device, stage.save_steps, stage.seed),
-            **{name: getattr(stage, name) for name in trainers.PASSED_ON},
-            per_device_train_batch_size=stage.batch_size,
-            gradient_accumulation_steps=1,
-            max_steps=steps,
-            warmup_steps=math.ceil(stage.warmup_ratio * steps),
-            max_length=None,
-            disable_dropout=not (stage.lora and stage.lora.dropout),
-            gradient_checkpointing=stage.gradient_checkpointing,
-            **stage.trl,
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"TRL refuses the settings of this stage: {error}") from error
+    own = {"max_length": None, "disable_dropout": not (stage.lora and stage.lora.dropout)}
+    steps = trl_config.steps_for(stage, num_rows)
+    return trl_config.config_of(RewardConfig, stage, work, device, stage.batch_size, steps, **own)

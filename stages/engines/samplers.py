@@ -11,25 +11,23 @@ Why an own decoding loop: responses differ in length, and `generate` of transfor
 row to the end. Here finished rows leave the batch and a prompt is read once for all its n responses; on the
 mini model (256 responses of 27 tokens on average, at most 64, two cores) that is 0.7 s instead of 1.9 s.
 
-Random numbers do not depend on the batching: row r at position t uses the uniform number u[r, t] of a private
-generator seeded with `sampling.seed`, so a resumed run needs no state and a smaller token budget samples the
-same.
+Random numbers do not depend on the batching: row r at position t uses the uniform number u[r, t] of a private generator
+seeded with `sampling.seed`, so a resumed run needs no state and a smaller token budget samples the same.
 
 Shapes: R rows (prompts × n), T new tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.errors import DataError
 from stages.engines.decoding import decoder_for
 from stages.engines.models import end_tokens
 from stages.engines.token_budget import lowered
-
-Progress = Callable[[int, int], None]
 
 # Rows leave the cache when this share of the batch has finished: each removal copies the cache.
 _FINISHED_SHARE = 0.25
@@ -48,8 +46,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One response: its token ids (the end token included), its text (without it), and whether it was cut
-    off.
+    """One response: its token ids (the end token included), its text (without it), and whether it was cut off.
 
     `logprobs[t]` is the log-probability with which token t was sampled (after temperature and top-p).
     """
@@ -61,15 +58,12 @@ class Completion:
 
 
 class Sampler(Protocol):
-    """What the stages know of an engine. `trained_elsewhere`: the engine holds its own copy of the
-    weights."""
+    """What the stages know of an engine. `trained_elsewhere`: the engine holds its own copy of the weights."""
 
     trained_elsewhere: bool
 
-    def generate(
-        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Completion]]:
-        """`n` responses for each prompt, in order; `progress(done, total)` counts responses."""
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> list[list[Completion]]:
+        """`n` responses for each prompt, in order."""
         ...
 
     def sync(self, model: Any, step: int) -> None:
@@ -86,8 +80,7 @@ class Sampler(Protocol):
 
 
 class TransformersSampler:
-    """Samples from a transformers model in this process, in batches of at most `token_budget` cached
-    tokens."""
+    """Samples from a transformers model in this process, in batches of at most `token_budget` cached tokens."""
 
     trained_elsewhere = False
 
@@ -108,9 +101,7 @@ class TransformersSampler:
         """Nothing to close."""
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> list[list[Completion]]:
         """See `Sampler.generate`. Prompts are batched by length, so little padding is computed."""
         prompt_ids = encode_prompts(self.tokenizer, prompts)
         uniforms = _uniforms(len(prompts) * n, sampling).view(len(prompts), n, -1)
@@ -121,8 +112,6 @@ class TransformersSampler:
             for chosen in _batches([len(ids) for ids in prompt_ids], n, sampling.max_new_tokens, self.token_budget):
                 rows = self._decode([prompt_ids[i] for i in chosen], n, sampling, uniforms[chosen].flatten(0, 1))
                 found |= {i: rows[k * n : (k + 1) * n] for k, i in enumerate(chosen)}
-                if progress:
-                    progress(len(found) * n, len(prompts) * n)
         finally:
             self.model.train(was_training)
         return [found[i] for i in range(len(prompts))]
@@ -130,18 +119,14 @@ class TransformersSampler:
     def _decode(
         self, prompt_ids: list[list[int]], n: int, sampling: Sampling, uniforms_RT: torch.Tensor
     ) -> list[Completion]:
-        """The decoding loop over one batch; finished rows leave the batch and the cache while others go
-        on."""
+        """The decoding loop over one batch; finished rows leave the batch and the cache while others go on."""
         device, num_rows = self.model.device, len(prompt_ids) * n
         decoder = decoder_for(self.model, self.tokenizer.pad_token_id)
         logits = decoder.read(prompt_ids, n, sampling.max_new_tokens)
         tokens_RT = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.long, device=device)
         logprobs_RT = torch.zeros((num_rows, sampling.max_new_tokens), device=device)
         lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
-        live, running = (
-            torch.arange(num_rows, device=device),
-            torch.ones(num_rows, dtype=torch.bool, device=device),
-        )
+        live, running = (torch.arange(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device))
         uniforms_RT = uniforms_RT.to(device)
         stops = _StopTexts(self.tokenizer, sampling.stop, device)
 
@@ -180,8 +165,7 @@ class TransformersSampler:
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, uniforms_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples one token a row by inverting the cumulative distribution at `uniforms_R`; temperature 0 is
-    greedy.
+    """Samples one token a row by inverting the cumulative distribution at `uniforms_R`; temperature 0 is greedy.
 
     Returns token ids (R,) and their log-probabilities under the distribution that was sampled from (R,).
     """
@@ -220,6 +204,19 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
     return [row if row[:1] == [begin] else [begin, *row] for row in rows]
 
 
+def check_prompt_lengths(
+    prompts: Sequence[list[int]], problems: Sequence[Mapping[str, str]], context: int, new_tokens: int
+) -> None:
+    """DataError for a prompt after which the model's context has no room for `new_tokens`."""
+    length, problem = max(zip(map(len, prompts), problems, strict=True), key=lambda pair: pair[0])
+    if length > (room := context - new_tokens):
+        raise DataError(
+            f"the prompt of problem {problem['id']!r} has {length} tokens; the model's context of {context} "
+            f"leaves {max(0, room)} beside responses of {new_tokens}",
+            hint=f"leave long problems out{', or lower max_completion_length' * (new_tokens > 1)}",
+        )
+
+
 def decode_texts(
     tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], ends: set[int], stop: tuple[str, ...] = ()
 ) -> list[str]:
@@ -235,8 +232,7 @@ def decode_texts(
 
 
 class _StopTexts:
-    """Ends a row when its text ends with a stop text; only rows whose new token could complete one are
-    decoded."""
+    """Ends a row when its text ends with a stop text; only rows whose new token could complete one are decoded."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], device: torch.device) -> None:
         self.tokenizer, self.stop = tokenizer, stop
@@ -263,8 +259,7 @@ def _uniforms(num_rows: int, sampling: Sampling) -> torch.Tensor:
 
 
 def _batches(lengths: list[int], n: int, max_new_tokens: int, token_budget: int) -> Iterator[list[int]]:
-    """Prompt indices in batches of similar length, each within the budget of cached tokens (or one
-    prompt)."""
+    """Prompt indices in batches of similar length, each within the budget of cached tokens (or one prompt)."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * n * (lengths[batch[0]] + max_new_tokens) > token_budget:

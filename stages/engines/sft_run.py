@@ -1,25 +1,17 @@
 """From the settings of an SFT stage to a trained model: reads the demos, trains with TRL's SFTTrainer, saves."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.card import Row
-from pipeline.errors import ConfigError
 from pipeline.refs import Ref
 from pipeline.stage import ModelSource, Workdir
 from stages.chat import TEMPLATES
-from stages.engines import ranks, trainers
+from stages.engines import ranks, trainers, trl_config
 from stages.engines.merging import merge_and_save
-from stages.engines.models import (
-    choose_device,
-    context_length,
-    load_for_training,
-    load_tokenizer,
-    quiet,
-)
+from stages.engines.models import choose_device, context_length, load_for_training, load_tokenizer, quiet
 from stages.engines.samplers import Sampling, encode_prompts
 from stages.engines.sft_demos import Mix, mixed, read_source
 from stages.engines.sft_trainer import Evaluation, TokenBudgetSFTTrainer
@@ -33,9 +25,8 @@ with quiet():
 
 # Settings of SFTConfig that this stage decides in another way.
 _OURS = [
-    *trainers.OURS,
-    *("per_device_train_batch_size", "max_length", "packing", "packing_strategy", "padding_free"),
-    *("lr_scheduler_kwargs", "max_steps", "num_train_epochs", "completion_only_loss", "assistant_only_loss"),
+    *("max_length", "packing", "packing_strategy", "padding_free"),
+    *("lr_scheduler_kwargs", "num_train_epochs", "completion_only_loss", "assistant_only_loss"),
     *("eval_strategy", "eval_steps", "eval_packing", "do_eval"),
 ]
 
@@ -44,9 +35,7 @@ SHOWN_TOKENS = 256  # at most, of a sample text
 
 def check(stage: "SFT") -> None:
     """Everything that can be refused before a model is loaded; raises ConfigError or ResourceError."""
-    trainers.check_optimiser(stage.optim, choose_device(stage.device))
-    trainers.check_extra(stage.trl, SFTConfig, {*trainers.PASSED_ON, *_OURS})
-    trainers.check_quantization(stage.quantization, stage.lora)
+    trl_config.check(stage, SFTConfig, _OURS)
 
 
 def train(stage: "SFT", source: ModelSource, demos: Sequence[tuple[Ref, list[Row]]], work: Workdir) -> dict[str, Any]:
@@ -55,7 +44,7 @@ def train(stage: "SFT", source: ModelSource, demos: Sequence[tuple[Ref, list[Row
     ranks.join(device)
     tokenizer = load_tokenizer(source)
     model = load_for_training(source, device, stage.lora, stage.quantization, stage.seed)
-    limit = min(stage.max_length, context_length(model))
+    limit = min(stage.max_length, context_length(model.config))
     caps = stage.caps or [None] * len(demos)
     read = [read_source(stage, ref, rows, cap, tokenizer, limit) for (ref, rows), cap in zip(demos, caps, strict=True)]
     mix = mixed(stage, read)
@@ -92,20 +81,7 @@ def _evaluation(stage: "SFT", mix: Mix, tokenizer: Any, limit: int) -> Evaluatio
 
 
 def _config(stage: "SFT", num_demos: int, work: Workdir, device: torch.device) -> SFTConfig:
-    steps = stage.max_steps or math.ceil(num_demos / stage.batch_size) * stage.num_train_epochs
     floor = {"min_lr_rate": stage.min_lr_rate} if stage.lr_scheduler_type == "cosine_with_min_lr" else {}
-    try:
-        return SFTConfig(
-            **trainers.common_arguments(work, device, stage.save_steps, stage.seed),
-            **{name: getattr(stage, name) for name in trainers.PASSED_ON},
-            per_device_train_batch_size=ranks.share_of(stage.batch_size, "batch_size"),
-            gradient_accumulation_steps=1,
-            max_steps=steps,
-            warmup_steps=math.ceil(stage.warmup_ratio * steps),
-            lr_scheduler_kwargs=floor,
-            max_length=None,
-            gradient_checkpointing=stage.gradient_checkpointing,
-            **stage.trl,
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"TRL refuses the settings of this stage: {error}") from error
+    own = {"lr_scheduler_kwargs": floor, "max_length": None}
+    batch_size, steps = ranks.share_of(stage.batch_size, "batch_size"), trl_config.steps_for(stage, num_demos)
+    return trl_config.config_of(SFTConfig, stage, work, device, batch_size, steps, **own)

@@ -16,8 +16,8 @@ from transformers import Cache, DynamicCache
 from stages.engines.token_budget import same_prompts
 
 
-def can_share_prompts(model: Any) -> bool:
-    """Whether this model's cache can be handed on: plain attention in every layer."""
+def has_full_attention(model: Any) -> bool:
+    """Whether every layer attends to all that came before; then a cache can be handed on."""
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     return layer_types == {"full_attention"} and not getattr(config, "sliding_window", None)

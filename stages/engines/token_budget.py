@@ -49,10 +49,7 @@ class MicroBatch:
 
 
 def plan(
-    prompt_lengths: list[int],
-    completion_lengths: list[int],
-    token_budget: int,
-    prompts: list[int] | None = None,
+    prompt_lengths: list[int], completion_lengths: list[int], token_budget: int, prompts: list[int] | None = None
 ) -> Iterator[MicroBatch]:
     """Cuts rows into micro-batches within the budget, longest first; a single row may exceed it.
 

@@ -1,10 +1,8 @@
-"""What every trainer of ours shares: quiet settings, sealed checkpoints, a clean stop, one progress bar.
+"""What every trainer of ours shares: sealed checkpoints, a clean stop, one progress bar.
 
 TRL's trainers are transformers' `Trainer` underneath. `PipelineTrainer` is mixed into them and replaces how a
-checkpoint is written (sealed, two kept, no pickled settings, no model card) and where numbers go
-(`work.log`).
-`run_training` resumes from the newest whole checkpoint, and turns SIGTERM and SIGINT into: finish the step,
-save, stop.
+checkpoint is written (sealed, two kept, no pickled settings, no model card) and where numbers go (`work.log`).
+`run_training` resumes from the newest whole checkpoint, and turns SIGTERM and SIGINT into: finish the step, save, stop.
 """
 
 import os
@@ -16,41 +14,13 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from pipeline.errors import ConfigError, ResourceError
-from pipeline.settings import did_you_mean
+from pipeline.errors import ResourceError
 from pipeline.stage import Workdir
 from stages.engines import checkpoints, ranks
 from stages.engines.core import Core
 from stages.engines.models import quiet
 from stages.engines.stopping import Stop, stop_on_signals
 from stages.engines.token_budget import automatic_budget, lowered
-from stages.training import CUDA_OPTIMISERS
-
-# Settings that have the same name in the stages and in TRL's configs and are passed on as they are.
-PASSED_ON = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm")
-# Settings of TRL's configs that every stage of ours decides itself.
-OURS = (
-    *(
-        "output_dir",
-        "seed",
-        "gradient_accumulation_steps",
-        "gradient_checkpointing",
-        "activation_checkpointing",
-    ),
-    *(
-        "save_steps",
-        "save_strategy",
-        "save_total_limit",
-        "logging_steps",
-        "report_to",
-        "resume_from_checkpoint",
-    ),
-    *("warmup_steps", "bf16", "fp16", "use_cpu", "model_init_kwargs"),
-    # A resume would not be the uninterrupted run.
-    *("save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "load_best_model_at_end"),
-)
-# Parts of the names of settings that would run code from a model, send something away or read what is not pinned.
-_NEVER = ("trust_remote", "hub", "path")
 
 
 class PipelineTrainer:
@@ -173,58 +143,6 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.work.progress(state.global_step, state.max_steps)
-
-
-def common_arguments(work: Workdir, device: torch.device, save_steps: int, seed: int) -> dict[str, Any]:
-    """TrainingArguments that every stage sets the same way."""
-    return {
-        "output_dir": str(work.checkpoints),
-        "seed": seed,
-        "save_strategy": "steps",
-        "save_steps": save_steps,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
-        "disable_tqdm": True,
-        "report_to": "none",
-        "log_level": "error",
-        "ddp_find_unused_parameters": False,
-        "ddp_broadcast_buffers": False,
-        "use_cpu": device.type == "cpu",
-        "bf16": device.type == "cuda",
-        "dataloader_pin_memory": device.type == "cuda",
-    }
-
-
-def check_extra(extra: dict[str, Any], config_class: type, ours: set[str]) -> None:
-    """Refuses keys of a stage's `trl:` mapping that TRL does not have, that the stage sets itself, or nobody may."""
-    known = set(config_class.__dataclass_fields__)  # type: ignore[attr-defined]
-    for name in extra:
-        if name not in known:
-            hint = did_you_mean(name, sorted(known)) if len(name) > 2 else ""
-            raise ConfigError(f"trl: {config_class.__name__} has no setting '{name}'", hint=hint)
-        if name in ours:
-            raise ConfigError(f"trl: '{name}' is set by the stage itself", hint="use the stage's own setting for it")
-        if any(part in name for part in _NEVER):
-            hint = "no code of a model is run, nothing is sent to a hub, and templates are those of stages/chat.py"
-            raise ConfigError(f"trl: '{name}' cannot be set", hint=hint)
-
-
-def check_optimiser(optim: str, device: torch.device) -> None:
-    """Refuses an optimiser whose kernels need CUDA on a machine without."""
-    if device.type != "cuda" and any(mark in optim for mark in CUDA_OPTIMISERS):
-        raise ResourceError(
-            f"optim '{optim}' needs CUDA, and this stage computes on {device.type}",
-            hint="set `optim: adamw_torch`",
-        )
-
-
-def check_quantization(quantization: str | None, lora: object | None) -> None:
-    """Refuses frozen 4-bit weights without an adapter: there would be nothing to train."""
-    if quantization and lora is None:
-        raise ConfigError(
-            f"quantization '{quantization}' freezes the weights, so there is nothing to train",
-            hint="set lora: {rank: 32, alpha: 64}",
-        )
 
 
 def run_training(trainer: Any, work: Workdir, deterministic: bool = False) -> int:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from stages.engines.plain_copy import PlainCopy, can_be_plain, free_bytes, has_room
-from stages.engines.samplers import Completion, Progress, Sampling, TransformersSampler
+from stages.engines.samplers import Completion, Sampling, TransformersSampler
 from stages.engines.token_budget import lowered
 from stages.memory_plan import CONTEXT_BYTES, Shape, sampling_bytes
 
@@ -45,14 +45,12 @@ class TrainingSampler(TransformersSampler):
             self._copy.fill(packed_leave=True)
             self.model = self._copy.model
 
-    def generate(
-        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> list[list[Completion]]:
         """See `Sampler.generate`; where a GPU is short of memory in batches whose keys and values have room."""
         if self._on_gpu and (self.memory_gb or self.model is not self._trained):
             tokens = self._free_bytes() * _CACHE_SHARE / self._bytes_per_token(sampling.max_new_tokens)
             self.token_budget = min(self._most_tokens, lowered(int(tokens)))
-        return super().generate(prompts, n, sampling, progress)
+        return super().generate(prompts, n, sampling)
 
     def sleep(self) -> None:
         """A GPU's memory is wanted for training; on a CPU the copy stays where it is."""

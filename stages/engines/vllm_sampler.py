@@ -28,7 +28,7 @@ from pipeline.errors import ResourceError
 from pipeline.stage import ModelSource
 from stages.engines import ranks
 from stages.engines.models import end_tokens
-from stages.engines.samplers import Completion, Progress, Sampling, decode_texts, encode_prompts
+from stages.engines.samplers import Completion, Sampling, decode_texts, encode_prompts
 
 if TYPE_CHECKING:
     from stages.sampling import Vllm
@@ -44,8 +44,7 @@ _LIMITS = ("max_num_seqs", "max_num_batched_tokens")
 
 
 class VllmSampler:
-    """vLLM in this process. See the module docstring; `model` is the model in training, None for
-    evaluation."""
+    """vLLM in this process. See the module docstring; `model` is the model in training, None for evaluation."""
 
     trained_elsewhere = True
 
@@ -108,9 +107,7 @@ class VllmSampler:
             self._llm.reset_prefix_cache()
         self._synced_step = step
 
-    def generate(
-        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> list[list[Completion]]:
         """See `Sampler.generate`."""
         from vllm import SamplingParams
 
@@ -129,8 +126,6 @@ class VllmSampler:
         inputs = [{"prompt_token_ids": ids} for ids in encode_prompts(self.tokenizer, prompts)]
         with _seeded(sampling.seed):
             outputs = self._llm.generate(inputs, params, use_tqdm=False, lora_request=self._lora)
-        if progress:
-            progress(len(prompts) * n, len(prompts) * n)
         return [[self._completion(found, sampling) for found in output.outputs] for output in outputs]
 
     def sleep(self) -> None:
@@ -170,8 +165,7 @@ class VllmSampler:
 
 
 class ServerSampler:
-    """A `vllm serve` process reached over HTTP; started with --enable-lora and
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
+    """A `vllm serve` process reached over HTTP; started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
 
     The server must see the same file system, for it reads each step's adapter from a folder.
     """
@@ -195,9 +189,7 @@ class ServerSampler:
             self._post("/v1/unload_lora_adapter", {"lora_name": self._loaded})
         self._loaded = name
 
-    def generate(
-        self, prompts: Sequence[str], n: int, sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> list[list[Completion]]:
         """See `Sampler.generate`."""
         payload = {
             "model": self._loaded or self.name,
@@ -322,8 +314,7 @@ def _finite(value: float | None) -> float:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """vLLM draws from the global generators (a seed for each request would slow its sampler); ours are put
-    back."""
+    """vLLM draws from the global generators (a seed for each request would slow its sampler); ours are put back."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)

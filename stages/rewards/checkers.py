@@ -1,7 +1,7 @@
 """Checkers: is this answer right, by rules only?
 
 Reads an answer (`answer_text(response, checker)`) and a problem row; gives a `Verdict`. `check_many` is for
-batches: slow questions run side by side in child processes and a question asked twice is answered once.
+batches: slow questions and programs run side by side in child processes, and a question asked twice is answered once.
 
 | checker         | gold (`problem["answer"]`)              | right when                              |
 |-----------------|-----------------------------------------|-----------------------------------------|
@@ -21,8 +21,10 @@ itself is told apart (`gold_unusable`) from a wrong answer, and is never paid fo
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import lru_cache
 from types import UnionType
@@ -49,8 +51,7 @@ class Verdict(StrEnum):
 
 
 Checker = Callable[[str, Mapping[str, str]], Verdict | Question]
-"""An answer ("" = none) and a problem row to a verdict, or to a question for a child process. Pure, fast,
-never raises.
+"""An answer ("" = none) and a problem row to a verdict, or to a question for a child process. Pure, fast, never raises.
 """
 
 QUICK_LOOK_S, LONG_LOOK_S = 0.2, 2.0
@@ -63,15 +64,17 @@ _known: dict[Question, Verdict] = {}
 
 
 def check(answer: str | None, problem: Mapping[str, str]) -> Verdict:
-    """The verdict on one answer; None is no answer. Raises DataError if the problem's checker is not in the
-    table.
-    """
+    """The verdict on one answer; None is no answer. Raises DataError if the problem's checker is not in the table."""
     return check_many([(answer, problem)])[0]
 
 
 def check_many(pairs: Sequence[tuple[str | None, Mapping[str, str]]]) -> list[Verdict]:
     """The verdict on each (answer, problem), in order. Raises as `check` does."""
-    first = [_checker(problem)(answer or "", problem) for answer, problem in pairs]
+    if any(problem["checker"] == "code" for _, problem in pairs):
+        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:  # each program is a process that is waited for
+            first = list(threads.map(_first_look, pairs))
+    else:
+        first = list(map(_first_look, pairs))
     unknown = list({found: None for found in first if isinstance(found, Question) and found not in _known})
     if len(_known) + len(unknown) > _MAX_KNOWN:
         unknown = list({found: None for found in first if isinstance(found, Question)})
@@ -104,14 +107,15 @@ def canonical(answer: str, checker: str) -> str:
     return _plain(answer[:MAX_CHARS])
 
 
-def _checker(problem: Mapping[str, str]) -> Checker:
+def _first_look(pair: tuple[str | None, Mapping[str, str]]) -> Verdict | Question:
+    answer, problem = pair
     name = problem["checker"]
     if name not in CHECKERS:
         raise DataError(
             f"problem {problem.get('id', '?')!r} asks for the checker {name!r}, which does not exist",
             hint=f"set the column `checker` to one of {', '.join(CHECKERS)}",
         )
-    return CHECKERS[name]
+    return CHECKERS[name](answer or "", problem)
 
 
 def _verdict(is_right: bool) -> Verdict:

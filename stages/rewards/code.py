@@ -7,21 +7,17 @@ holds, a stage with this reward does not start. Open-R1 pays the share of tests 
 and runs them in a cloud sandbox or without any. Problems of other checkers get None.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
+from stages.rewards.accuracy import Accuracy
 from stages.rewards.box import the_box
-from stages.rewards.code_tests import Verdict, verdicts
-from stages.rewards.reward import Reward, Sample
-
-PAYS: dict[Verdict, float | None] = {"right": 1.0, "wrong": 0.0, "cannot_tell": 0.0, "gold_unusable": None}
+from stages.rewards.reward import Sample
 
 
-class Code(Reward):
+class Code(Accuracy):
     """1 for a program that passes, 0 for any other."""
 
-    kind: Literal["code"] = "code"
-    scope: Literal["answer"] = "answer"
+    kind: Literal["code"] = "code"  # type: ignore[assignment]
 
     def check_machine(self) -> None:
         """Raises ResourceError where programs cannot be run safely."""
@@ -29,7 +25,3 @@ class Code(Reward):
 
     def applies(self, sample: Sample) -> bool:
         return sample.problem["checker"] == "code" and super().applies(sample)
-
-    def score_many(self, samples: Sequence[Sample]) -> list[float | None]:
-        pairs = [(sample.response.answer or "", sample.problem["answer"]) for sample in samples]
-        return [PAYS[found] for found in verdicts(pairs)]

@@ -12,10 +12,8 @@ back; what it does to its arguments is not seen by the tests, and only the stand
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import lru_cache
-from os import cpu_count
 from typing import Literal
 
 from stages.rewards.box import pipe, running, the_box, wait
@@ -23,21 +21,15 @@ from stages.rewards.box import pipe, running, the_box, wait
 Verdict = Literal["right", "wrong", "cannot_tell", "gold_unusable"]
 
 MAX_CHARS = 20_000
-_FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
+_FENCED = re.compile(r"```(?:python3?|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _VERDICTS: dict[int | None, Verdict] = {0: "right", 1: "wrong", 2: "gold_unusable"}
 
 
-def verdicts(pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-    """One verdict for each (answer, gold), in order; they run side by side. No text raises.
+def verdict(answer: str, gold: str) -> Verdict:
+    """`right` when every test passes; `cannot_tell` when that is not known in time. No text raises.
 
     Raises ResourceError where no box holds.
     """
-    with ThreadPoolExecutor(cpu_count() or 1) as threads:
-        return list(threads.map(verdict, *zip(*pairs, strict=True))) if pairs else []
-
-
-def verdict(answer: str, gold: str) -> Verdict:
-    """`right` when every test passes; `cannot_tell` when that is not known in time. Raises as `verdicts` does."""
     task = read_gold(gold)
     if task is None:
         return "gold_unusable"

@@ -19,15 +19,7 @@ from functools import lru_cache
 
 MAX_CHARS = 200
 _ALLOWED = frozenset("0123456789+-*/() ")
-_SYNONYMS = (
-    (r"\times", "*"),
-    (r"\cdot", "*"),
-    (r"\div", "/"),
-    ("×", "*"),
-    ("·", "*"),
-    ("÷", "/"),
-    ("−", "-"),
-)
+_SYNONYMS = ((r"\times", "*"), (r"\cdot", "*"), (r"\div", "/"), ("×", "*"), ("·", "*"), ("÷", "/"), ("−", "-"))
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

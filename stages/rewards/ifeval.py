@@ -258,10 +258,7 @@ RULES: dict[str, tuple[tuple[str, ...], Rule]] = {
     "keywords:frequency": (("keyword", "relation", "frequency"), _keyword_count),
     "keywords:letter_frequency": (("letter", "let_relation", "let_frequency"), _letter_count),
     "language:response_language": (("language",), _is_in),
-    "length_constraints:nth_paragraph_first_word": (
-        ("num_paragraphs", "nth_paragraph", "first_word"),
-        _nth_paragraph,
-    ),
+    "length_constraints:nth_paragraph_first_word": (("num_paragraphs", "nth_paragraph", "first_word"), _nth_paragraph),
     "length_constraints:number_paragraphs": (("num_paragraphs",), _num_paragraphs),
     "length_constraints:number_sentences": (("relation", "num_sentences"), _num_sentences),
     "length_constraints:number_words": (("relation", "num_words"), _num_words),

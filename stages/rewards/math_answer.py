@@ -38,8 +38,7 @@ _SPACES = re.compile(r"(?:\s|(?<!\\)\\[,;: ]|\\q?quad\b|~)+")
 _PLAIN_PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])|π")
 _ROOT_SIGN = re.compile(r"√ ?([0-9]+|[A-Za-z])")
 _LEAD_IN = re.compile(
-    r"(?:(?:so|thus|therefore),? )?(?:the )?(?:final )?answer(?: is)? ?:? ?|答案(?:是|为|：|:)? ?",
-    re.IGNORECASE,
+    r"(?:(?:so|thus|therefore),? )?(?:the )?(?:final )?answer(?: is)? ?:? ?|答案(?:是|为|：|:)? ?", re.IGNORECASE
 )
 _FENCES = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
 
@@ -165,9 +164,7 @@ def _unwrap(text: str) -> str:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """The value; None for what is not worked out: a fraction not in lowest terms, a power of ten with 12
-    before it.
-    """
+    """The value; None for what is not worked out: a fraction not in lowest terms, a power of ten with 12 before it."""
     fraction = Fraction(0)
     if match["over"] or match["part"]:
         over, under = map(int, (match["over"] or match["part"]).split("/"))
@@ -221,9 +218,7 @@ def _word(text: str) -> str:
 
 
 def squeeze(text: str) -> str:
-    """One spelling for what LaTeX sets alike: spaces that do not part two digits, sizes of brackets and
-    fractions.
-    """
+    """One spelling for what LaTeX sets alike: spaces that do not part two digits, sizes of brackets and fractions."""
     text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)

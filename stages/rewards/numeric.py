@@ -8,8 +8,7 @@ without a base). No text raises, hangs or needs more than floating-point numbers
 
 What it is for: `math_answer.decide` refuses at once what is clearly another value, before math-verify sees it, so that
 what this reader can read is paid for only if two different readers agree. And it audits math-verify:
-`benchmarks/audit_verifier.py`.
-Agreement alone pays nothing: sqrt(x^2) and x agree at positive points.
+`benchmarks/audit_verifier.py`. Agreement alone pays nothing: sqrt(x^2) and x agree at positive points.
 """
 
 import cmath

@@ -1,7 +1,7 @@
 """What a reward is, what it looks at, and how several of them become one number.
 
 Reads samples (`Sample`: a problem and one parsed response to it); gives, for each sample, every reward by
-itself and their weighted sum (`score_all`, `score_many`). Most rewards are rules; a `PreferenceReward` asks a
+itself and their weighted sum (`score_many`). Most rewards are rules; a `PreferenceReward` asks a
 reward model, which is handed in (`models`), so that this file knows nothing of torch.
 
 Paper: DeepSeek-R1, sections 2.2.2 (rule-based rewards), 2.3.2 and 2.3.3 (which reward applies to which data
@@ -114,23 +114,13 @@ class PreferenceReward(Reward):
         return scores
 
 
-def score_all(
-    rewards: Sequence[Reward], sample: Sample, models: Mapping[str, Scorer] | None = None
-) -> dict[str, float | None]:
-    """One sample's `reward` (weighted sum of what applies; None if nothing does) and each part as
-    `reward/<kind>`.
-    """
-    return score_many(rewards, [sample], models)[0]
-
-
 def score_many(
     rewards: Sequence[Reward], samples: Sequence[Sample], models: Mapping[str, Scorer] | None = None
 ) -> list[dict[str, float | None]]:
-    """`score_all` for a batch: faster, because slow checks run side by side.
+    """Each sample's `reward` (weighted sum of what applies; None if nothing does) and each part as `reward/<kind>`.
 
-    `models` holds a reward model for the kind of every `PreferenceReward`. Raises ConfigError if one is
-    missing, even before it applies, and if two rewards have the same kind: their parts could not be told
-    apart in the log.
+    `models` holds a reward model for the kind of every `PreferenceReward`. Raises ConfigError if one is missing, even
+    before it applies, and if two rewards have the same kind: their parts could not be told apart in the log.
     """
     kinds = [reward.kind for reward in rewards]
     if len(set(kinds)) < len(kinds):

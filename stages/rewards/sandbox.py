@@ -108,9 +108,7 @@ _executor: ThreadPoolExecutor | None = None
 
 
 def _threads() -> ThreadPoolExecutor:
-    """The threads that own the children. They live as long as we do: a child dies with the thread that
-    started it.
-    """
+    """The threads that own the children. They live as long as we do: a child dies with the thread that started it."""
     global _executor
     if _executor is None:
         _executor = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="sandbox")
@@ -152,18 +150,11 @@ def _of_this_thread() -> dict[str, _Worker]:
 
 
 def _environment() -> dict[str, str]:
-    """Little, so that nothing secret is at hand; one thread each; pure-Python integers, which obey the
-    limits.
-    """
+    """Little, so that nothing secret is at hand; one thread each; pure-Python integers, which obey the limits."""
     kept = {
         name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONPATH") if name in os.environ
     }
-    fixed = {
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "SYMPY_GROUND_TYPES": "python",
-        "PYTHONHASHSEED": "0",
-    }
+    fixed = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "SYMPY_GROUND_TYPES": "python", "PYTHONHASHSEED": "0"}
     return {**kept, **fixed}
 
 

@@ -171,9 +171,7 @@ def load_reasoning_gym() -> Judge:
 
 @contextlib.contextmanager
 def arithmetic_eval() -> Iterator[None]:
-    """Let `eval` see arithmetic only: some scorers call it on the model's text, others through
-    sympy.parse_expr.
-    """
+    """Let `eval` see arithmetic only: some scorers call it on the model's text, others through sympy.parse_expr."""
     real = builtins.eval
 
     def guarded(source: Any, *scopes: Any) -> Any:
@@ -238,9 +236,7 @@ def confine() -> TextIO:
 
 
 def die_with_parent() -> None:
-    """If our parent is killed in the middle of a question, go too (Linux; elsewhere the time limit sees to
-    it).
-    """
+    """If our parent is killed in the middle of a question, go too (Linux; elsewhere the time limit sees to it)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
