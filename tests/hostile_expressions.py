@@ -236,6 +236,10 @@ PROMPTED = [
     ("only a part of the question", "Simplify $(x+1)^3/(x+1)^2$.", "x+1", "1+x", RIGHT),
     ("the question holds the gold answer", "Is it $x+1$ or $x-1$?", "x+1", "x+1", RIGHT),
     ("the numbers of the question", "Tom has 35 apples and 7 pears.", "35 7", "42", WRONG),
+    ("a unit of the question", "How many apples has Tom?", "42 apples", "42", RIGHT),
+    ("one of them", "How many boxes has Tom?", "1 box", "1", RIGHT),
+    ("a unit that the question does not speak of", "How many apples has Tom?", "42 pears", "42", WRONG),
+    ("a number that the question speaks of", "Has Tom 42 or forty-three apples?", "42 forty-three", "42", WRONG),
     ("the sum of the question's numbers, not done", "Tom has 35 apples and 7 pears.", "35 + 7", "42", WRONG),
 ]
 """Name, question, answer, gold answer, verdict."""
