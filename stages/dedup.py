@@ -6,6 +6,8 @@ Near duplicates must agree in every number and sign and in the gold answer, and 
 "3+5", and "how many boys" is not "how many girls". Only texts with the same numbers, signs and answer are compared
 (rapidfuzz); where those are many, MinHash (datasketch) finds the candidates among them, so time grows with the
 number of texts.
+
+Signs of no width, marks on letters and Cyrillic or Greek look-alikes hide no word.
 """
 
 import re
@@ -21,6 +23,13 @@ from pipeline.card import canonical_id
 from stages.language import HAN
 
 _WORD = re.compile(rf"[{HAN}]|[^\W_{HAN}]+")
+_UNSEEN = re.compile(
+    r"[\0-\x08\x0e-\x1f\x7f-\x9f\u00ad\u0300-\u036f\u200b-\u200f\u202a-\u202e\u2060-\u2064\ud800-\udfff\ufe00-\ufe0f"
+    r"\ufeff\U000e0000-\U000e007f]"
+)
+"""Signs without width, marks on letters, control characters and halves of a character."""
+_LOOK_ALIKES = str.maketrans("авеѕіјкмнорстухһԁԛԝαβεζηικμνορτυχ", "abesijkmhopctyxhdqwabezhikmnoptyx")
+"""Cyrillic and Greek."""
 _SIGN = re.compile(r"\d+|[-+*/^=<>!%×÷]")
 
 _NUM_HASHES, _CANDIDATE_JACCARD = 64, 0.7
@@ -34,7 +43,8 @@ def words(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
+    """In small letters, without what has no width, and look-alikes as the letters that they look like."""
+    return _UNSEEN.sub("", unicodedata.normalize("NFKD", text)).casefold().translate(_LOOK_ALIKES)
 
 
 class Dedup(BaseModel):

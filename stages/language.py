@@ -16,14 +16,15 @@ import re
 
 from pipeline.errors import DataError
 
-HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+HAN = "\u2e80-\u2fdf\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 LATIN = "A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff\uff21-\uff3a\uff41-\uff5a"
+_NO_LETTERS = "\u249c-\u24e9\u2800-\u28ff\U0001f110-\U0001f189"  # letters in circles and Braille are signs to Python
 
 _LATEX_COMMAND = re.compile(r"\\(?:begin|end)\{[a-z*]{1,20}\}|\\[A-Za-z]+")
 _WORDS = {
     "zh": re.compile(rf"[{HAN}]"),
     "en": re.compile(rf"[{LATIN}]{{2,}}"),  # a single letter names a variable
-    "other": re.compile(rf"[^\W\d_{HAN}{LATIN}]+"),
+    "other": re.compile(rf"(?:[^\W\d_{HAN}{LATIN}]|[{_NO_LETTERS}])+"),
 }
 _MATHS_NAMES = "sin cos tan cot sec csc log ln exp lim max min mod gcd lcm det sqrt pi cm mm km kg"
 _NEUTRAL = frozenset(_MATHS_NAMES.split())

@@ -34,6 +34,8 @@ _PARTS = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _PROOF = re.compile(r"(?:^|[.;:!?]\s+|\)\s*)(?:prove|show)\s+that\b|\bprove\s*:", re.IGNORECASE)
+MAX_CHARS = 20_000
+"""No question in mathematics goes on for longer; what follows is not looked at."""
 _LINK = re.compile(r"https?://|\bwww\.|!\[[^\]]*\]\(|<img\b", re.IGNORECASE)
 
 
@@ -65,9 +67,9 @@ def _has_no_tests(questions: Questions, row: Mapping[str, str]) -> bool:
 
 FAILS: dict[str, dict[str, Callable[[Questions, Mapping[str, str]], bool]]] = {
     "math": {
-        "figure": lambda questions, row: questions.figures and bool(_FIGURE.search(row["prompt"])),
-        "several_parts": lambda questions, row: questions.parts and bool(_PARTS.search(row["prompt"])),
-        "proof": lambda questions, row: questions.proofs and bool(_PROOF.search(row["prompt"])),
+        "figure": lambda questions, row: questions.figures and bool(_FIGURE.search(row["prompt"][:MAX_CHARS])),
+        "several_parts": lambda questions, row: questions.parts and bool(_PARTS.search(row["prompt"][:MAX_CHARS])),
+        "proof": lambda questions, row: questions.proofs and bool(_PROOF.search(row["prompt"][:MAX_CHARS])),
     },
     "code": {
         "link": lambda questions, row: questions.links and bool(_LINK.search(row["prompt"])),

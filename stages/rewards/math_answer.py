@@ -60,7 +60,9 @@ _UNIT = re.compile(r"[^\W\d_]+\.?(?:[ /-][^\W\d_]+\.?){0,2}(?: ?\^ ?(?:[23]|\{[2
 _SHORT_UNITS = frozenset("mgslLhNJWVAKCF个元只人天块米克岁次本")
 _SPELLINGS = "dollar $,degree °,percent %,yuan ¥ ￥ 元,euro €,pound £ lb,cent,meter metre m 米,kilometer kilometre km"
 _SPELLINGS += ",centimeter centimetre cm,millimeter millimetre mm,inch inche in,foot feet ft,yard yd,mile mi,gram g"
-_SPELLINGS += ",kilogram kg,liter litre l L,milliliter millilitre ml mL,second sec s,minute min,hour hr h,day 天,week,month"
+_SPELLINGS += (
+    ",kilogram kg,liter litre l L,milliliter millilitre ml mL,second sec s,minute min,hour hr h,day 天,week,month"
+)
 _SPELLINGS += ",year,unit,radian rad,square sq,cubic,per,people person 人"
 _UNIT_NAMES = {one: names.split()[0] for names in _SPELLINGS.split(",") for one in names.split()}
 # Words after a number that change it or take it back, and words that are not units.
