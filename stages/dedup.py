@@ -20,14 +20,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.card import canonical_id
-from stages.language import HAN
+from stages.language import HAN, seen
 
 _WORD = re.compile(rf"[{HAN}]|[^\W_{HAN}]+")
-_UNSEEN = re.compile(
-    r"[\0-\x08\x0e-\x1f\x7f-\x9f\u00ad\u0300-\u036f\u200b-\u200f\u202a-\u202e\u2060-\u2064\ud800-\udfff\ufe00-\ufe0f"
-    r"\ufeff\U000e0000-\U000e007f]"
-)
-"""Signs without width, marks on letters, control characters and halves of a character."""
+_NO_LETTERS = re.compile(r"[\0-\x08\x0e-\x1f\x7f-\x9f\u0300-\u036f\ud800-\udfff]")
+"""Marks on letters, control characters and halves of a character."""
 _LOOK_ALIKES = str.maketrans("авеѕіјкмнорстухһԁԛԝαβεζηικμνορτυχ", "abesijkmhopctyxhdqwabezhikmnoptyx")
 """Cyrillic and Greek."""
 _SIGN = re.compile(r"\d+|[-+*/^=<>!%×÷]")
@@ -44,7 +41,7 @@ def words(text: str) -> list[str]:
 
 def _plain(text: str) -> str:
     """In small letters, without what has no width, and look-alikes as the letters that they look like."""
-    return _UNSEEN.sub("", unicodedata.normalize("NFKD", text)).casefold().translate(_LOOK_ALIKES)
+    return _NO_LETTERS.sub("", unicodedata.normalize("NFKD", seen(text))).casefold().translate(_LOOK_ALIKES)
 
 
 class Dedup(BaseModel):

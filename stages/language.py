@@ -29,6 +29,8 @@ _WORDS = {
 _MATHS_NAMES = "sin cos tan cot sec csc log ln exp lim max min mod gcd lcm det sqrt pi cm mm km kg"
 _NEUTRAL = frozenset(_MATHS_NAMES.split())
 
+_UNSEEN = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff\U000e0000-\U000e007f]")
+
 # Runs without a space are cut, so that "aaaa…" is many equal pieces and not one very long word.
 _UNIT = re.compile(rf"[{HAN}]|[^\s{HAN}]{{1,24}}")
 
@@ -48,7 +50,7 @@ def language_share(text: str, language: str) -> float | None:
             f"no script is known for the language {language!r}; known: {', '.join(LANGUAGES)}",
             hint="fix the column `language` in the data card",
         )
-    counts = _word_counts(_LATEX_COMMAND.sub(" ", text))
+    counts = _word_counts(_LATEX_COMMAND.sub(" ", seen(text)))
     return counts[language] / total if (total := sum(counts.values())) else None
 
 
@@ -61,7 +63,12 @@ def _word_counts(text: str) -> dict[str, int]:
 
 def units(text: str) -> list[str]:
     """The text in countable pieces, in order: words between spaces, and each Chinese character by itself."""
-    return _UNIT.findall(text)
+    return _UNIT.findall(seen(text))
+
+
+def seen(text: str) -> str:
+    """The text without signs that have no width, in which a word could hide."""
+    return text if text.isascii() else _UNSEEN.sub("", text)
 
 
 def count_words(text: str) -> int:

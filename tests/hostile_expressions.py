@@ -255,6 +255,7 @@ LANGUAGES = [
     ("inside a formula", "we add $三个苹果$", "en", 0.4),
     ("inside a code block", "```我们相加```", "en", 0.0),
     ("English in Chinese", "我们把 three 加到 sum 上", "zh", 0.8),
+    ("Latin letters without width between", "w\u200be a\u200bd\u200bd", "zh", 0.0),
     ("Latin letters for Chinese", "wo men xiang jia", "zh", 0.0),
 ]
 """Name, reasoning, language of the question, highest share of it that may be found."""
@@ -263,6 +264,7 @@ LOOPS = [
     ("a phrase again and again", "and so on " * 100, 0.9),
     ("one long word", "a" * 10_000, 0.9),
     ("one character", "哈" * 1000, 0.9),
+    ("other invisible characters every time", " ".join(f"and{chr(0x200B) * i} so on" for i in range(100)), 0.9),
     ("invisible characters between", "ha\u200bha" * 500, 0.9),
     ("numbered steps that say the same", "\n".join(f"step {i}: let me check that again" for i in range(100)), 0.5),
 ]

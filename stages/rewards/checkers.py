@@ -23,7 +23,6 @@ itself is told apart (`gold_unusable`) from a wrong answer, and is never paid fo
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
@@ -33,7 +32,7 @@ from typing import Any
 
 from pipeline.errors import DataError
 from stages.chat import Response, has_tags
-from stages.language import count_words
+from stages.language import count_words, seen
 from stages.rewards import code_tests, countdown, ifeval, math_answer, numeric
 from stages.rewards.sandbox import Question, ask_many
 
@@ -254,8 +253,8 @@ _APOSTROPHES = str.maketrans("’ʼ＇`´", "'" * 5)
 
 def refuses(answer: str) -> bool:
     """Whether the text begins like a refusal."""
-    seen = "".join(char for char in answer[:2000] if unicodedata.category(char) != "Cf")  # no width, no refusal hidden
-    return REFUSALS.search(" ".join(seen.split())[:200].casefold().translate(_APOSTROPHES)) is not None
+    begins = " ".join(seen(answer[:2000]).split())[:200]
+    return REFUSALS.search(begins.casefold().translate(_APOSTROPHES)) is not None
 
 
 def check_refusal(answer: str, problem: Mapping[str, str]) -> Verdict:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from stages.language import LATIN
+from stages.language import LATIN, seen
 
 _WORD = re.compile(r"\w+")
 _MARKS = ".!?。！？।॥؟"
@@ -182,17 +182,12 @@ def _has_keywords(text: str, keywords: Sequence[str]) -> bool:
 
 
 def _lacks_words(text: str, forbidden_words: Sequence[str]) -> bool:
-    seen = _seen(text)
-    return not any(re.search(rf"\b{re.escape(word)}\b", seen, re.IGNORECASE) for word in forbidden_words)
+    words = [rf"\b{re.escape(seen(word))}\b" for word in forbidden_words]
+    return not any(re.search(word, seen(text), re.IGNORECASE) for word in words)
 
 
 def _keyword_count(text: str, keyword: str, relation: str, frequency: int) -> bool:
-    return _compare(_seen(text).casefold().count(keyword.strip().casefold()), relation, frequency)
-
-
-def _seen(text: str) -> str:
-    """The text without signs that have no width and no meaning of their own."""
-    return re.sub("[\u00ad\u200b\u2060\ufeff]", "", text)
+    return _compare(seen(text).casefold().count(seen(keyword).strip().casefold()), relation, frequency)
 
 
 def _letter_count(text: str, letter: str, let_relation: str, let_frequency: int) -> bool:
