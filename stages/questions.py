@@ -18,7 +18,7 @@ from stages.rewards.code_tests import read_gold
 
 _PICTURE = r"(?:figure|diagram|picture|image|sketch|drawing)s?"
 _FIGURE = re.compile(
-    rf"\[asy\]|\\includegraphics|\\begin\{{(?:tikzpicture|asy)\}}|!\[[^\]]*\]\(|<img\b"
+    rf"\[asy\]|\\includegraphics|\\begin\{{(?:tikzpicture|asy)\}}|!\[[^\[\]]*\]\(|<img\b"
     rf"|\b(?:in|see|from|on|by|of)\s+the\s+(?:\w+\s+){{0,3}}?{_PICTURE}\b(?!\s+of\b)"
     rf"|\b{_PICTURE}\s+(?:\w+\s+)?(?:below|above|at\s+(?:the\s+)?(?:right|left)|shows?\b|on\s+the\s+(?:right|left))"
     rf"|\bsee\s+{_PICTURE}\b|\bas\s+(?:shown|pictured|illustrated|drawn)\b|\b(?:shown|pictured)\s+(?:below|above|here)\b",
@@ -36,7 +36,7 @@ _PARTS = re.compile(
 _PROOF = re.compile(r"(?:^|[.;:!?]\s+|\)\s*)(?:prove|show)\s+that\b|\bprove\s*:", re.IGNORECASE)
 MAX_CHARS = 20_000
 """No question in mathematics goes on for longer; what follows is not looked at."""
-_LINK = re.compile(r"https?://|\bwww\.|!\[[^\]]*\]\(|<img\b", re.IGNORECASE)
+_LINK = re.compile(r"https?://|\bwww\.|!\[[^\[\]]*\]\(|<img\b", re.IGNORECASE)
 
 
 class Questions(BaseModel):
