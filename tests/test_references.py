@@ -108,7 +108,9 @@ def test_countdown_pays_for_what_a_plain_reader_finds_right_and_for_nothing_else
     assert num_cases / 10 < num_right < num_cases * 0.9
 
 
-@pytest.mark.parametrize("num_cases", [20, pytest.param(3000, marks=pytest.mark.fuzz)])
+@pytest.mark.parametrize(
+    "num_cases", [pytest.param(20, marks=pytest.mark.slow), pytest.param(3000, marks=pytest.mark.fuzz)]
+)
 def test_expressions_get_the_verdict_that_sympy_comes_to_by_simplifying_the_difference(num_cases: int) -> None:
     sp = pytest.importorskip("sympy")
     chance, (x, y) = random.Random(num_cases), sp.symbols("x y")
