@@ -23,10 +23,11 @@ from pipeline.card import canonical_id
 from stages.language import HAN, seen
 
 _WORD = re.compile(rf"[{HAN}]|[^\W_{HAN}]+")
-_NO_LETTERS = re.compile(r"[\0-\x08\x0e-\x1f\x7f-\x9f\u0300-\u036f\ud800-\udfff]")
-"""Marks on letters, control characters and halves of a character."""
-_LOOK_ALIKES = str.maketrans("авеѕіјкмнорстухһԁԛԝαβεζηικμνορτυχ", "abesijkmhopctyxhdqwabezhikmnoptyx")
-"""Cyrillic and Greek."""
+_MARKS = (*range(9), *range(0x0E, 0x20), *range(0x7F, 0xA0), *range(0x300, 0x370), *range(0xD800, 0xE000))
+"""Control characters, marks on letters, halves of a character."""
+_SEEN_AS = str.maketrans("авеѕіјкмнорстухһԁԛԝαβεζηικμνορτυχ", "abesijkmhopctyxhdqwabezhikmnoptyx")
+"""Cyrillic and Greek letters as the Latin ones that they look like; marks as nothing."""
+_SEEN_AS |= dict.fromkeys(_MARKS)
 _SIGN = re.compile(r"\d+|[-+*/^=<>!%×÷]")
 
 _NUM_HASHES, _CANDIDATE_JACCARD = 64, 0.7
@@ -41,7 +42,7 @@ def words(text: str) -> list[str]:
 
 def _plain(text: str) -> str:
     """In small letters, without what has no width, and look-alikes as the letters that they look like."""
-    return _NO_LETTERS.sub("", unicodedata.normalize("NFKD", seen(text))).casefold().translate(_LOOK_ALIKES)
+    return unicodedata.normalize("NFKD", seen(text)).casefold().translate(_SEEN_AS)
 
 
 class Dedup(BaseModel):
