@@ -58,7 +58,7 @@ _NUMBER = re.compile(
 _UNIT_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|textbf) ?\{([^{}]*)\}")
 _UNIT = re.compile(r"[^\W\d_]+\.?(?:[ /-][^\W\d_]+\.?){0,2}(?: ?\^ ?(?:[23]|\{[23]\}))?|[°%]")
 _SHORT_UNITS = frozenset("mgslLhNJWVAKCF个元只人天块米克岁次本")
-_SPELLINGS = "dollar $,degree °,percent %,yuan ¥ ￥ 元,euro €,pound £ lb,cent,meter metre m 米,kilometer kilometre km"
+_SPELLINGS = "dollar $,degree °,percent %,yuan ¥ ￥ 元,euro €,pound £,cent,meter metre m 米,kilometer kilometre km"
 _SPELLINGS += ",centimeter centimetre cm,millimeter millimetre mm,inch inche in,foot feet ft,yard yd,mile mi,gram g"
 _SPELLINGS += (
     ",kilogram kg,liter litre l L,milliliter millilitre ml mL,second sec s,minute min,hour hr h,day 天,week,month"
