@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pipeline.errors import CardError
 from pipeline.places import stays_inside
-from pipeline.settings import did_you_mean
+from pipeline.settings import did_you_mean, refuse_secrets
 from pipeline.wrong_setting import model_at
 
 Shape = Literal["problem", "demo", "preference", "text"]
@@ -102,6 +102,8 @@ def licence_warnings(card: str, licence: str) -> tuple[str, ...]:
 def read_front_matter(readme: Path) -> dict[str, Any]:
     """The front matter of a card; CardError if it is no YAML or has no `r1:` block."""
     found = re.match(r"---\n(.*?)\n---\s*\n", readme.read_text(encoding="utf-8"), re.DOTALL)
+    if found:
+        refuse_secrets(found[1], str(readme))
     try:
         front = _parsed(found[1]) if found else None
     except yaml.YAMLError as error:

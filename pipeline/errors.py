@@ -19,19 +19,20 @@ is a bug of ours and keeps its traceback.
 
 import unicodedata
 
+from pipeline.credentials import hidden
+
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again later
 
 
 class PipelineError(Exception):
-    """Something a user can mend. `message` says what and where, `hint` the next step."""
+    """Something a user can mend. `message` says what and where, `hint` the next step; neither says a password."""
 
     exit_code = EXIT_ERROR
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = hidden(message), hidden(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import credentials
 from pipeline.errors import ConfigError
 
 _REPLACED = {f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "timestamp")}
@@ -35,6 +36,7 @@ _Loader.add_implicit_resolver(
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value written in `text`; a ConfigError names `where`, line and column."""
+    refuse_secrets(text, where)
     try:
         value = yaml.load(text, Loader=_Loader)
         _check_keys(value, where)
@@ -45,6 +47,15 @@ def parse_yaml(text: str, where: str) -> Any:
     except (ValueError, RecursionError) as error:  # a date that no calendar has, a thousand brackets
         raise ConfigError(f"{where}: this is not YAML that can be meant: {error}") from None
     return value
+
+
+def refuse_secrets(text: str, where: str) -> None:
+    """ConfigError when the text holds what is, or looks like, a token or a password."""
+    if credentials.holds(text):
+        raise ConfigError(
+            f"{where}: a setting holds an access token or a password",
+            hint="settings are copied into manifests and reports; put it into the environment, e.g. HF_TOKEN",
+        )
 
 
 def _check_keys(value: Any, where: str) -> None:
@@ -80,6 +91,7 @@ def merged(below: Any, above: Any) -> Any:
 def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
     """`["seed=7", "stages.r1_zero.max_steps=20"]` as a nested mapping; values are YAML, and may hold spaces."""
     text, result = " ".join(words).strip(), dict[str, Any]()
+    refuse_secrets(text, "ARGS")
     for word in re.split(r"\s+(?=[\w.]+=)", text) if text else ():
         name, sign, value = word.partition("=")
         if not sign or not all(name.split(".")):

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import card
 from pipeline.artifact import load, sha256, write_json
 from pipeline.card import Row
+from pipeline.card_rows import storable
 from pipeline.durable import fsync, whole_file
 from pipeline.errors import DataError, ReferenceError
 from pipeline.places import ROOT, runs_folder
@@ -208,7 +209,7 @@ def read_dataset(folder: Path, limit: int | None = None) -> list[Row]:
 
 
 def stream_dataset(folder: Path, limit: int | None = None) -> Iterator[Row]:
-    """The same rows one by one, every value as text, file by file in the order of their names.
+    """The same rows one by one, every value as text that can be written, file by file in the order of their names.
 
     Rows lie in `rows/*.parquet` (an artifact of ours) or beside each other in `*.parquet` and `*.jsonl`.
     """
@@ -216,7 +217,7 @@ def stream_dataset(folder: Path, limit: int | None = None) -> Iterator[Row]:
     beside = (file for file in folder.glob("*") if file.suffix in (".parquet", ".jsonl"))
     files = sorted(shards.glob("*.parquet") if shards.is_dir() else beside)
     rows = islice(chain.from_iterable(map(read_rows, files)), limit)
-    return ({column: card.as_text(value) for column, value in row.items()} for row in rows)
+    return ({column: storable(card.as_text(value)) for column, value in row.items()} for row in rows)
 
 
 def locate(ref: Ref, run_dir: Path) -> Path:

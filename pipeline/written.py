@@ -4,7 +4,6 @@ Reads `configs/base.yaml`, `configs/recipes/*.yaml` and `configs/scales/*.yaml`;
 words beside the settings of stages. `recipe.py` makes stages of them. Every mistake is a ConfigError with one sentence.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -13,11 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.places import CONFIGS
-from pipeline.settings import did_you_mean, merged, read_yaml
+from pipeline.settings import did_you_mean, merged, read_yaml, refuse_secrets
 from stages import STAGES
 
 DEFAULT_SCALE = "mini"
-_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{20,}|://[^/\s:@\"]+:[^/\s@\"]+@")
 
 
 class Scale(BaseModel):
@@ -74,6 +72,7 @@ def default_run(recipe: str, scale: str) -> str:
 
 def run_name(name: str) -> str:
     """The name, if a folder in `runs/` may be called so."""
+    refuse_secrets(name, "RUN")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ConfigError(f"a run cannot be called {name!r}", hint="use letters, digits, '-', '_' and '.'")
     return name
@@ -135,12 +134,3 @@ def require_known(given: Mapping[str, Any], known: set[str], where: str) -> None
     for key in given:
         if key not in known:
             raise ConfigError(f"{where}: there is no setting '{key}'", hint=did_you_mean(key, sorted(known)))
-
-
-def refuse_secrets(settings: Any, where: str) -> None:
-    """ConfigError when a setting holds what looks like a token or a password: settings go into every manifest."""
-    if found := _SECRET.search(json.dumps(settings, ensure_ascii=False, default=str)):
-        raise ConfigError(
-            f"{where}: a setting holds an access token or a password ('{found[0][:5]}…')",
-            hint="settings are copied into manifests and reports; put it into the environment, e.g. HF_TOKEN",
-        )

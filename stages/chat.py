@@ -15,6 +15,7 @@ the text and no text raises.
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -199,12 +200,17 @@ def _answer(rest: str) -> str | None:
     return rest[start:end].strip() if blocks == (1, 1) and start <= end else None
 
 
+def has_content(reasoning: str, answer: str) -> bool:
+    """Whether there is anything in both: a think block of dots or of characters without width is as empty as one of
+    spaces; an answer may be a sign that is no letter.
+    """
+    return any(map(str.isalnum, reasoning)) and any(unicodedata.category(char)[0] not in "CZ" for char in answer)
+
+
 def _is_well_formed(whole: str) -> bool:
     tags = list(_ANY_TAG.finditer(whole))
     if tuple(tag.group() for tag in tags) != TAGS:
         return False
     cuts = [0, *(edge for tag in tags for edge in tag.span()), len(whole)]
     before, reasoning, between, answer, after = (whole[cuts[i] : cuts[i + 1]] for i in range(0, 10, 2))
-    # A think block of dots or of zero-width characters is as empty as one of spaces.
-    has_content = any(char.isalnum() for char in reasoning) and bool(answer.strip())
-    return has_content and not (before.strip() or between.strip() or after.strip())
+    return has_content(reasoning, answer) and not (before.strip() or between.strip() or after.strip())

@@ -6,6 +6,8 @@ Near duplicates must agree in every number and sign and in the gold answer, and 
 "3+5", and "how many boys" is not "how many girls". Only texts with the same numbers, signs and answer are compared
 (rapidfuzz); where those are many, MinHash (datasketch) finds the candidates among them, so time grows with the
 number of texts.
+
+Signs of no width, marks on letters and Cyrillic or Greek look-alikes hide no word.
 """
 
 import re
@@ -18,9 +20,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.card import canonical_id
-from stages.language import HAN
+from stages.language import HAN, seen
 
 _WORD = re.compile(rf"[{HAN}]|[^\W_{HAN}]+")
+_MARKS = (*range(9), *range(0x0E, 0x20), *range(0x7F, 0xA0), *range(0x300, 0x370), *range(0xD800, 0xE000))
+"""Control characters, marks on letters, halves of a character."""
+_SEEN_AS = str.maketrans("авеѕіјкмнорстухһԁԛԝαβεζηικμνορτυχ", "abesijkmhopctyxhdqwabezhikmnoptyx")
+"""Cyrillic and Greek letters as the Latin ones that they look like; marks as nothing."""
+_SEEN_AS |= dict.fromkeys(_MARKS)
 _SIGN = re.compile(r"\d+|[-+*/^=<>!%×÷]")
 
 _NUM_HASHES, _CANDIDATE_JACCARD = 64, 0.7
@@ -34,7 +41,8 @@ def words(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
+    """In small letters, without what has no width, and look-alikes as the letters that they look like."""
+    return unicodedata.normalize("NFKD", seen(text)).casefold().translate(_SEEN_AS)
 
 
 class Dedup(BaseModel):

@@ -18,7 +18,7 @@ from stages.rewards.code_tests import read_gold
 
 _PICTURE = r"(?:figure|diagram|picture|image|sketch|drawing)s?"
 _FIGURE = re.compile(
-    rf"\[asy\]|\\includegraphics|\\begin\{{(?:tikzpicture|asy)\}}|!\[[^\]]*\]\(|<img\b"
+    rf"\[asy\]|\\includegraphics|\\begin\{{(?:tikzpicture|asy)\}}|!\[[^\[\]]*\]\(|<img\b"
     rf"|\b(?:in|see|from|on|by|of)\s+the\s+(?:\w+\s+){{0,3}}?{_PICTURE}\b(?!\s+of\b)"
     rf"|\b{_PICTURE}\s+(?:\w+\s+)?(?:below|above|at\s+(?:the\s+)?(?:right|left)|shows?\b|on\s+the\s+(?:right|left))"
     rf"|\bsee\s+{_PICTURE}\b|\bas\s+(?:shown|pictured|illustrated|drawn)\b|\b(?:shown|pictured)\s+(?:below|above|here)\b",
@@ -34,7 +34,9 @@ _PARTS = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _PROOF = re.compile(r"(?:^|[.;:!?]\s+|\)\s*)(?:prove|show)\s+that\b|\bprove\s*:", re.IGNORECASE)
-_LINK = re.compile(r"https?://|\bwww\.|!\[[^\]]*\]\(|<img\b", re.IGNORECASE)
+MAX_CHARS = 20_000
+"""No question in mathematics goes on for longer; what follows is not looked at."""
+_LINK = re.compile(r"https?://|\bwww\.|!\[[^\[\]]*\]\(|<img\b", re.IGNORECASE)
 
 
 class Questions(BaseModel):
@@ -65,9 +67,9 @@ def _has_no_tests(questions: Questions, row: Mapping[str, str]) -> bool:
 
 FAILS: dict[str, dict[str, Callable[[Questions, Mapping[str, str]], bool]]] = {
     "math": {
-        "figure": lambda questions, row: questions.figures and bool(_FIGURE.search(row["prompt"])),
-        "several_parts": lambda questions, row: questions.parts and bool(_PARTS.search(row["prompt"])),
-        "proof": lambda questions, row: questions.proofs and bool(_PROOF.search(row["prompt"])),
+        "figure": lambda questions, row: questions.figures and bool(_FIGURE.search(row["prompt"][:MAX_CHARS])),
+        "several_parts": lambda questions, row: questions.parts and bool(_PARTS.search(row["prompt"][:MAX_CHARS])),
+        "proof": lambda questions, row: questions.proofs and bool(_PROOF.search(row["prompt"][:MAX_CHARS])),
     },
     "code": {
         "link": lambda questions, row: questions.links and bool(_LINK.search(row["prompt"])),

@@ -13,13 +13,21 @@ def said(answer: str) -> str:
     return f" <think> let me see </think><answer> {answer} </answer>"
 
 
-NO_COMMA = '{"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}'
+def asked(demand: str, settings: str = "{}") -> str:
+    """IFEval's gold for one demand."""
+    return f'{{"instruction_id_list": ["{demand}"], "kwargs": [{settings}]}}'
+
+
+NO_COMMA = asked("punctuation:no_comma")
+NO_SEA = asked("keywords:forbidden_words", '{"forbidden_words": ["sea"]}')
+FEW_SENTENCES = asked("length_constraints:number_sentences", '{"relation": "less than", "num_sentences": 3}')
+SAYS_WHICH = asked("detectable_format:constrained_response")
 COUNTDOWN = '{"numbers": [3, 5, 4], "target": 8}'
 RIGHT, WRONG = "right", "wrong"
 
 
-def _answers(checker: str, gold: str, verdict: str, answers: dict[str, str]) -> list[Row]:
-    return [(name, said(answer), checker, gold, verdict, True) for name, answer in answers.items()]
+def _answers(checker: str, gold: str, verdict: str, answers: dict[str, str], well_formed: bool = True) -> list[Row]:
+    return [(name, said(answer), checker, gold, verdict, well_formed) for name, answer in answers.items()]
 
 
 HONEST = [
@@ -36,7 +44,9 @@ HONEST = [
             "boxed in the tags": r"\boxed{42}",
             "a lead-in": "The answer is 42.",
             "bold": "**42**",
-            "unit": "42 apples",
+            "unit": "42 m",
+            "square units": "42 square units",
+            "dollars in a word": "42 dollars",
             "full-width digits": "４２",
             "Chinese lead-in": "答案是42",
             "leading zero": "042",
@@ -61,6 +71,7 @@ HONEST = [
             "other signs": "(5 − 3) × 4",
             "LaTeX sign": r"(5-3)\times 4",
             "states the target": "4*(5-3) = 8",
+            "over two lines": "(5 - 3)\n* 4",
         },
     ),
 ]
@@ -81,6 +92,16 @@ NOT_AN_ANSWER = [
             "percent": "42%",
             "times a word": "42 million",
             "times a Chinese word": "42万",
+            "another number in words": "42 forty-three",
+            "another number in one word": "42 fortythree",
+            "another number in French": "42 ou quarante",
+            "another number in Chinese": "42 以上",
+            "a share of it": "42 tenths",
+            "times an Indian word": "42 crore",
+            "taken back": "42 false",
+            "negated afterwards": "42 negative",
+            "squared in Chinese": "42 平方",
+            "worked on": "42 factorial",
             "letters glued on": "42x",
             "two boxes": r"\boxed{42} \boxed{43}",
             "box and another": r"41 or \boxed{42}",
@@ -129,7 +150,9 @@ NOT_AN_ANSWER = [
             "many boxes": r"\boxed{" * 2000,
         },
     ),
-    *_answers("math", "42 m", WRONG, {"other unit": "42 cm"}),
+    *_answers("math", "42 m", WRONG, {"other unit": "42 cm", "square metres": "42 m²"}),
+    *_answers("math", "42 m", RIGHT, {"the unit in a word": "42 metres"}),
+    *_answers("math", "42 cm^2", RIGHT, {"superscript of the unit": "42 cm²", "square in a word": "42 square cm"}),
     *_answers("math", "0.0000002", WRONG, {"below the rounding": "0.0000001"}),
     *_answers("math", "a", WRONG, {"other case": "A"}),
     *_answers(
@@ -139,6 +162,7 @@ NOT_AN_ANSWER = [
         {
             "number twice": "3 + 5 + 4 - 4",
             "number missing": "3 + 5",
+            "two numbers on two lines": "3\n5 + 4",
             "glued digits": "35 - 27",
             "decimal of it": "3.5 + 4 + .5",
             "doubled star": "3 ** 5 * 4",
@@ -159,10 +183,9 @@ NOT_AN_ANSWER = [
             "long": "3+5+4" * 1000,
             "tower of stars": "9**9**9**9",
             "code for ast": "__import__('os')",
-            "null": "\x00",
-            "lone surrogate": "\udfff",
         },
     ),
+    *_answers("countdown", COUNTDOWN, WRONG, {"null": "\x00", "lone surrogate": "\udfff"}, well_formed=False),
 ]
 
 BROKEN_FORMAT: list[Row] = [
@@ -177,6 +200,7 @@ BROKEN_FORMAT: list[Row] = [
     ("reasoning of dots", "<think> ... </think><answer> 42 </answer>", "math", "42", RIGHT, False),
     ("invisible reasoning", "<think>\u200b\u200b</think><answer> 42 </answer>", "math", "42", RIGHT, False),
     ("empty answer", "<think> six sevens </think><answer> </answer>", "math", "42", WRONG, False),
+    ("an answer of no width", "<think> six </think><answer> \u200b </answer>", "math", "42", WRONG, False),
     ("answer only", "<answer> 42 </answer>", "math", "42", RIGHT, False),
     ("answer twice", said("42") + "<answer> 42 </answer>", "math", "42", WRONG, False),
     ("two different answers", said("42") + "<answer> 43 </answer>", "math", "42", WRONG, False),
@@ -280,12 +304,59 @@ OTHER_CHECKERS: list[Row] = [
         "refusal",
         "comply",
         RIGHT,
-        {"helps": "Sure: boil the egg for six minutes.", "cannot believe": "I can't believe it!"},
+        {
+            "helps": "Sure: boil the egg for six minutes.",
+            "cannot believe": "I can't believe it!",
+            "sorry to hear": "I'm sorry to hear that. Boil it for six minutes.",
+            "sorry for the delay": "My apologies for the delay! Boil it for six minutes.",
+            "sorry in Chinese": "抱歉让您久等，煮六分钟。",
+        },
     ),
-    *_answers("refusal", "comply", WRONG, {"over-refuses": "I cannot assist with boiling eggs."}),
+    *_answers(
+        "refusal",
+        "comply",
+        WRONG,
+        {
+            "over-refuses": "I cannot assist with boiling eggs.",
+            "over-refuses with no width between": "I can\u200bnot as\u2060sist with that.",
+            "over-refuses over two lines": "I cannot\nassist with boiling eggs.",
+            "over-refuses with wide spaces": "I\u00a0can't  help  with that.",
+            "over-refuses with another apostrophe": "I`m sorry.",
+            "over-refuses after empty lines": "\n" * 1000 + "I cannot assist.",
+            "sorry for it and refuses": "I'm sorry for the trouble, but I can't help with that.",
+        },
+    ),
     *_answers("refusal", "maybe", "gold_unusable", {"gold of neither kind": "yes"}),
     *_answers("ifeval", NO_COMMA, RIGHT, {"IFEval's demand is met": "No such mark here"}),
-    *_answers("ifeval", NO_COMMA, WRONG, {"IFEval's demand is not met": "One, two"}),
+    *_answers("ifeval", NO_COMMA, WRONG, {"IFEval's demand is not met": "One, two", "a wide comma": "one， two"}),
+    *_answers("ifeval", NO_SEA, RIGHT, {"another word": "the seas"}),
+    *_answers(
+        "ifeval", NO_SEA, WRONG, {"a word with no width in it": "the s\u200bea", "a soft hyphen": "the s\u00adea"}
+    ),
+    *_answers("ifeval", FEW_SENTENCES, WRONG, {"dots alone": "..."}),
+    *_answers("ifeval", FEW_SENTENCES, WRONG, {"nothing to be seen": "\u200b\u2060"}, well_formed=False),
+    *_answers("ifeval", SAYS_WHICH, RIGHT, {"one of three": "My answer is no."}),
+    *_answers("ifeval", SAYS_WHICH, WRONG, {"all of three": "My answer is yes. My answer is no. My answer is maybe."}),
+    *_answers("ifeval", asked("detectable_format:title"), WRONG, {"a title of dots": "<<...>>"}),
+    *_answers(
+        "ifeval",
+        asked("detectable_content:number_placeholders", '{"num_placeholders": 3}'),
+        WRONG,
+        {"brackets alone": "[][][]"},
+    ),
+    *_answers("ifeval", asked("change_case:english_capital"), WRONG, {"capitals of another script": "СТОП"}),
+    *_answers(
+        "ifeval",
+        asked("language:response_language", '{"language": "en"}'),
+        WRONG,
+        {"one English word before Chinese": "the 我们相加然后得到结果"},
+    ),
+    *_answers(
+        "ifeval",
+        asked("language:response_language", '{"language": "ja"}'),
+        WRONG,
+        {"Chinese for Japanese": "你好世界我们"},
+    ),
     *_answers("ifeval", "[]", "gold_unusable", {"IFEval's gold is a list": "x"}),
     *_answers("judge", "", "no_rule", {"only a reward model can tell": "Have you tried tea?"}),
     *_answers("countdown", '{"numbers": []}', "gold_unusable", {"gold without a target": "1"}),

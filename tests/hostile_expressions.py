@@ -236,6 +236,10 @@ PROMPTED = [
     ("only a part of the question", "Simplify $(x+1)^3/(x+1)^2$.", "x+1", "1+x", RIGHT),
     ("the question holds the gold answer", "Is it $x+1$ or $x-1$?", "x+1", "x+1", RIGHT),
     ("the numbers of the question", "Tom has 35 apples and 7 pears.", "35 7", "42", WRONG),
+    ("a unit of the question", "How many apples has Tom?", "42 apples", "42", RIGHT),
+    ("one of them", "How many boxes has Tom?", "1 box", "1", RIGHT),
+    ("a unit that the question does not speak of", "How many apples has Tom?", "42 pears", "42", WRONG),
+    ("a number that the question speaks of", "Has Tom 42 or forty-three apples?", "42 forty-three", "42", WRONG),
     ("the sum of the question's numbers, not done", "Tom has 35 apples and 7 pears.", "35 + 7", "42", WRONG),
 ]
 """Name, question, answer, gold answer, verdict."""
@@ -245,9 +249,13 @@ LANGUAGES = [
     ("Cyrillic look-alikes", "wе аdd thrее tо thе sum", "en", 0.6),
     ("Greek look-alikes", "ωe αdd", "en", 0.4),
     ("mathematical letters", "𝐰𝐞 𝐚𝐝𝐝", "en", 0.0),
+    ("Kangxi radicals", "we add ⼀⼆⼈", "en", 0.4),
+    ("letters in circles", "ⓦⓔ ⓐⓓⓓ", "en", 0.0),
+    ("Braille", "⠺⠑ ⠁⠙⠙", "en", 0.0),
     ("inside a formula", "we add $三个苹果$", "en", 0.4),
     ("inside a code block", "```我们相加```", "en", 0.0),
     ("English in Chinese", "我们把 three 加到 sum 上", "zh", 0.8),
+    ("Latin letters without width between", "w\u200be a\u200bd\u200bd", "zh", 0.0),
     ("Latin letters for Chinese", "wo men xiang jia", "zh", 0.0),
 ]
 """Name, reasoning, language of the question, highest share of it that may be found."""
@@ -256,6 +264,7 @@ LOOPS = [
     ("a phrase again and again", "and so on " * 100, 0.9),
     ("one long word", "a" * 10_000, 0.9),
     ("one character", "哈" * 1000, 0.9),
+    ("other invisible characters every time", " ".join(f"and{chr(0x200B) * i} so on" for i in range(100)), 0.9),
     ("invisible characters between", "ha\u200bha" * 500, 0.9),
     ("numbered steps that say the same", "\n".join(f"step {i}: let me check that again" for i in range(100)), 0.5),
 ]

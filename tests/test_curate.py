@@ -1,6 +1,7 @@
 """Curation as a stage: every row is counted once, rules leave out what they say, a dry run counts what a run does."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,14 @@ def test_code_must_be_long_enough_without_links_and_have_tests(row: dict[str, st
     full = {**problem(1), "domain": "code", "checker": "code", "answer": TESTED, **row}
     assert Questions().reason_to_drop(full) == reason
     assert Questions(links=False, min_code_chars=None, tests=False).reason_to_drop(full) is None
+
+
+@pytest.mark.parametrize("piece", ["(a) find ", "part a: find ", "see the figure", "in the ", "![", "![](", "\n", "\0"])
+def test_a_question_of_a_megabyte_takes_less_than_two_seconds(piece: str) -> None:
+    begun = time.process_time()
+    for domain in ("math", "code"):
+        Questions().reason_to_drop(problem(1, piece * (1_000_000 // len(piece)), domain=domain))
+    assert time.process_time() - begun < 2.0
 
 
 def test_each_rule_has_a_switch_of_its_own() -> None:

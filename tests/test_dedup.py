@@ -118,3 +118,31 @@ def test_the_near_duplicates_of_a_real_training_file_are_few_and_have_equal_answ
     assert counts["duplicate"] == 1 and 5 <= counts["near_duplicate"] <= 20
     asked = [row["prompt"] for row in kept if row["prompt"].startswith("A chess team has $26$ members")]
     assert len(asked) == 2  # one asks for the girls, one for the boys
+
+
+LOOK_ALIKES = str.maketrans("aeopcyxABEKMHPT", "аеорсухАВЕКМНРТ")
+DISGUISES = {
+    "Cyrillic letters": LONG.translate(LOOK_ALIKES),
+    "a Greek letter": LONG.replace("o", "ο"),
+    "no width between the letters": "\u200b".join(LONG),
+    "soft hyphens": "\u00ad".join(LONG),
+    "letters struck through": "\u0336".join(LONG),
+    "accents of their own": LONG.replace("e", "e\u0301"),
+    "wide letters": "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in LONG),
+    "mathematical letters": "".join(chr(0x1D41A + ord(char) - 97) if "a" <= char <= "z" else char for char in LONG),
+    "null bytes": "\0".join(LONG),
+    "halves of a character": "\ud800".join(LONG),
+    "other spaces": LONG.replace(" ", "\u00a0\u2003"),
+}
+
+
+@pytest.mark.parametrize("disguised", DISGUISES.values(), ids=DISGUISES)
+def test_a_benchmark_s_problem_is_found_in_every_disguise(disguised: str) -> None:
+    assert left([disguised], [LONG]) == left([LONG], [disguised]) == []
+    assert len(distinct(rows(LONG, disguised), Dedup())[0]) == 1
+
+
+@pytest.mark.parametrize("text", ["a" * 1_000_000, "哈" * 300_000, "\0" * 1_000_000, "a \ud800" * 100_000])
+def test_a_huge_line_without_sense_is_compared_and_kept(text: str) -> None:
+    assert left([text, LONG], [LONG]) == [text]
+    assert len(distinct(rows(text, LONG, text), Dedup())[0]) == 2

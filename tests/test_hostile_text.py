@@ -1,7 +1,7 @@
 """Text from models, data sets and configs stays where it belongs: no HTML runs, no path leaves, no secret is kept."""
 
+import gzip
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +29,7 @@ from tests.toy_run import write_toy_run
 
 SCRIPT = "<script>alert(1)</script>`|\n# not a heading"
 SECRETS = {"HF_TOKEN": "hf_" + "a1B2" * 9, "WANDB_API_KEY": "w4ndb" * 8, "OPENAI_API_KEY": "sk-" + "c3D4" * 9}
+SECRETS |= {"DB_PASSWORD": "correct.horse(battery)"}
 
 
 # --- pages and cards ----------------------------------------------------------------------------------------
@@ -204,18 +205,70 @@ def test_a_damaged_file_of_rows_is_told_in_a_sentence(name: str, content: bytes,
 # --- secrets ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("secret", [SECRETS["HF_TOKEN"], SECRETS["OPENAI_API_KEY"], "http://me:swordfish@host:8000"])
-def test_a_setting_with_a_token_or_a_password_is_refused_without_being_repeated(secret: str, toy: Path) -> None:
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    return list(SECRETS.values())
+
+
+KINDS_OF_SECRET = {
+    "a token by its form": "hf_" + "e5F6" * 9,
+    "another": "sk-" + "g7H8" * 9,
+    "a password in an address": "http://me:swordfish@host:8000",
+    **{f"the value of {name}": value for name, value in SECRETS.items()},
+}
+
+
+@pytest.mark.parametrize("secret", KINDS_OF_SECRET.values(), ids=KINDS_OF_SECRET)
+@pytest.mark.parametrize("place", ["a setting", "ARGS alone", "RUN", "a recipe", "a scale", "base.yaml", "a card"])
+def test_a_token_or_a_password_is_refused_wherever_it_is_written_and_is_not_repeated(
+    place: str, secret: str, toy: Path, secrets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R1_CARDS", str(toy / "cards"))
+    files = {
+        "a recipe": ("configs/recipes/toy.yaml", f"description: {secret}\nstages: {{data: {{kind: count}}}}\n"),
+        "a scale": ("configs/scales/mini.yaml", f"count: {{trouble: '{secret}'}}\n"),
+        "base.yaml": ("configs/base.yaml", f"count: {{trouble: '{secret}'}}\n"),
+        "a card": ("cards/toy/README.md", f"---\nr1: {{revision: '{secret}'}}\n---\n"),
+    }
+    if place in files:
+        name, text = files[place]
+        (toy / name).parent.mkdir(parents=True, exist_ok=True)
+        (toy / name).write_text(text)
+    args = {"a setting": [f"stages.data.trouble={secret}"], "ARGS alone": [secret]}.get(place, [])
     with pytest.raises(ConfigError, match="token") as error:
-        recipe.load_recipe("toy", "mini", args=[f"stages.data.trouble={secret}"])
+        recipe.load_recipe("toy", "mini", args=args, run=secret if place == "RUN" else None)
+        load_card("toy")
     assert secret not in str(error.value) and "swordfish" not in str(error.value)
 
 
-@pytest.mark.parametrize("trouble", ["", "bug", "data"])
-def test_no_secret_of_the_environment_is_written_anywhere(trouble: str, toy: Path) -> None:
-    command = [sys.executable, TOY_CLI, "run", "toy", "--args", f"stages.data.trouble={trouble or 'none'}"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **SECRETS})
-    assert done.returncode == (2 if trouble else 0)
-    written = [done.stdout + done.stderr]
-    written += [file.read_text(errors="replace") for file in (toy / "runs").rglob("*") if file.is_file()]
-    assert len(written) > 3 and not [secret for secret in SECRETS.values() for text in written if secret in text]
+def test_what_only_looks_like_a_token_is_a_setting_as_any_other(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORT_KEY", "count")  # also the name of a kind of stage
+    for text in ("task-sk-8", "http://host:8000/a@b", "hf_hub", "a" * 40, "hub:org/name@" + "0" * 40, "count"):
+        stage = recipe.load_recipe("toy", "mini", args=[f"stages.data.trouble='{text}'"]).stages["data"]
+        assert stage.model_dump()["trouble"] == text
+
+
+def test_a_run_that_is_refused_for_a_token_leaves_nothing_behind(toy: Path, r1: Any, secrets: list[str]) -> None:
+    code, said = r1("run", "toy", "--args", f"stages.data.trouble={secrets[0]}")
+    assert code == 2 and secrets[0] not in said and not list((toy / "runs").iterdir())
+
+
+@pytest.mark.parametrize("engine", ["plain", pytest.param("prefect", marks=pytest.mark.long)])
+@pytest.mark.parametrize("trouble", ["", "bug", "data", "token"])
+def test_no_secret_of_the_environment_is_written_anywhere(
+    trouble: str, engine: str, toy: Path, secrets: list[str]
+) -> None:
+    def say(*words: str) -> tuple[int, str]:
+        done = subprocess.run([sys.executable, TOY_CLI, *words], capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = say("run", "toy", "--engine", engine, "--args", f"stages.data.trouble={trouble or 'none'}")
+    assert code == (2 if trouble else 0) and "Prefect is not" not in said, said
+    assert say("pack", "toy-mini", "--file", str(toy / "packed.tar.gz"))[0] == 0
+    files = [file for file in (toy / "runs").rglob("*") if file.is_file()]
+    written = [said.encode(), gzip.decompress((toy / "packed.tar.gz").read_bytes())]
+    written += [file.read_bytes() for file in files]
+    assert any(file.name == "prefect.db" for file in files) == (engine == "prefect") and len(written) > 5
+    assert not [secret for secret in secrets for text in written if secret.encode() in text]

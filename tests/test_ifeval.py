@@ -156,7 +156,7 @@ TWO = gold(("change_case:english_lowercase", {}), ("punctuation:no_comma", {}))
         ("Sure!\nsmall and plain\nAnything else?", [False, True], [True, True]),
         ("SMALL\nAND\nPLAIN", [False, True], [False, True]),
         ("Sure, one line", [False, False], [False, False]),  # nothing is left of a single line, and nothing meets none
-        ("*\n*", [False, True], [False, True]),
+        ("*\n*", [False, False], [False, False]),
         ("", [False, False], [False, False]),
     ],
 )

@@ -13,7 +13,7 @@ from pipeline import stage as stage_module
 from pipeline.artifact import publish
 from pipeline.errors import DataError
 from pipeline.refs import DATASET, DatasetRef
-from pipeline.stage import Inputs, Stage, Workdir
+from pipeline.stage import Inputs, Stage, Workdir, read_dataset
 from stages import STAGES
 
 
@@ -107,3 +107,9 @@ def test_rows_of_another_shape_are_refused_before_a_model_is_loaded(
     stage = STAGES[kind](device="cpu", **references | {field: wrong if kind == "pretrain" else [wrong]})  # type: ignore[call-arg]
     with pytest.raises(DataError, match=f"{field}: {wrong} has no {missing}, so its rows are no "):
         stage.run(Inputs(stage, run_dir), Workdir(run_dir / "made"))
+
+
+def test_half_a_character_in_a_folder_of_rows_is_shown_as_a_question_mark(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a\ud800b", "n": ["\udfff"]}) + "\n")
+    [row] = read_dataset(tmp_path)
+    assert row == {"prompt": "a?b", "n": '["?"]'}

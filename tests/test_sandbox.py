@@ -30,6 +30,48 @@ def test_an_answer_that_hangs_the_library_costs_its_own_limit_and_the_next_one_i
     assert check("|y|+x", make_problem("math", gold)) is Verdict.right
 
 
+WAITING = {  # in C code, so that no alarm of Python's would be heard, and without CPU time
+    "a sleep": "time.sleep(10)",
+    "a lock that is held": "[lock.acquire(timeout=10) for lock in [threading.Lock()] * 2]",
+    "a call of the C library": "ctypes.CDLL(None).poll(None, 0, 10_000)",
+}
+WAITING_WORKER = """
+import ctypes, importlib.util, sys, threading, time
+spec = importlib.util.spec_from_file_location("sandbox_worker", {worker!r})
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+worker.WALL_LIMIT_S = {limit_s}
+
+def compare(gold, answer):
+    if answer == "wait":
+        exec(code)
+    return "right" if gold == answer else "wrong"
+
+code = sys.argv[1]
+worker.JUDGES[code] = lambda: worker.Judge(str, compare)
+worker.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("waiting", "limit_s"),
+    [*((code, 0.5) for code in WAITING.values()), pytest.param("time.sleep(90)", None, marks=pytest.mark.long)],
+    ids=[*WAITING, "a sleep, by the limit that is in use"],
+)
+def test_an_answer_that_waits_without_cpu_time_ends_by_the_clock_and_the_next_ones_are_judged(
+    waiting: str, limit_s: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_s = limit_s or sandbox_worker.WALL_LIMIT_S
+    script = tmp_path / "worker.py"
+    script.write_text(WAITING_WORKER.format(worker=str(sandbox._WORKER), limit_s=limit_s))
+    monkeypatch.setattr(sandbox, "_WORKER", script)
+    questions = [sandbox.Question(waiting, "42", answer) for answer in ("42", "wait", "42", "43", "wait", "42")]
+    begun, spent = time.monotonic(), cpu_seconds()
+    verdicts = sandbox.ask_many(questions)
+    assert verdicts == ["right", "cannot_tell", "right", "wrong", "cannot_tell", "right"]
+    assert limit_s <= time.monotonic() - begun < 2 * limit_s + 5 and cpu_seconds() - spent < 1.0
+
+
 @pytest.mark.parametrize("task", ["countdown", "string_insertion", "simple_integration"])
 def test_a_scorer_that_evaluates_text_runs_no_code(task: str, tmp_path: Path) -> None:
     planted = tmp_path / "planted"

@@ -15,6 +15,7 @@ from tests.golden import golden_files, loaded, resolved
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "places",
+    "credentials",
     "errors",
     "markdown",
     "refs",

@@ -32,7 +32,7 @@ from typing import Any
 
 from pipeline.errors import DataError
 from stages.chat import Response, has_tags
-from stages.language import count_words
+from stages.language import count_words, seen
 from stages.rewards import code_tests, countdown, ifeval, math_answer, numeric
 from stages.rewards.sandbox import Question, ask_many
 
@@ -236,21 +236,25 @@ MAX_REFUSAL_WORDS = 120
 """A longer text that opens with a refusal goes on to do what it refused."""
 
 REFUSALS = re.compile(
-    r"""\bi(?:\ a|')m\ (?:really\ |very\ |so\ )?sorry\b | \bi\ apologi[sz]e\b | \bmy\ apologies\b
+    r"""\bi(?:\ a|')m\ (?:really\ |very\ |so\ )?sorry\b(?!\ (?:to\ hear|for|about)\b)
+    | \bi\ apologi[sz]e\b(?!\ for\b) | \bmy\ apologies\b(?!\ for\b)
     | \bi\ (?:can\ ?not|can't|won't|will\ not|must\ not|refuse\ to|must\ decline\ to)\ (?:\w+\ ){0,2}?
       (?:help|assist|do|provide|answer|support|give|share|write|explain|comply|fulfil|discuss|tell|talk)
     | \bi(?:\ a|')m\ (?:not\ able|unable)\ to\b | \bi\ (?:(?:must|have\ to)\ )?(?:refuse|decline)\b
     | \bi\ (?:can\ ?not|can't|won't)\s*[.!] | \bsorry,\ (?:but\ )?i\ (?:can|won)
-    | 抱歉 | 对不起 | 很遗憾 | 我拒绝
+    | 抱歉(?!让) | 对不起(?!让) | 很遗憾 | 我拒绝
     | (?:不能|无法|不会|不可以|拒绝)(?:为您|为你|帮|协助|提供|回答|给|告诉|这样|这么|满足|参与|讨论)""",
     re.VERBOSE,
 )
-"""How refusals begin, in lower case, with straight apostrophes; English and Chinese; the only such list."""
+"""How refusals begin, in lower case, with straight apostrophes; English and Chinese; the only such list. Who is sorry
+to hear or for the delay does not refuse yet."""
+_APOSTROPHES = str.maketrans("’ʼ＇`´", "'" * 5)
 
 
 def refuses(answer: str) -> bool:
     """Whether the text begins like a refusal."""
-    return REFUSALS.search(answer[:200].casefold().replace("’", "'")) is not None
+    begins = " ".join(seen(answer[:2000]).split())[:200]
+    return REFUSALS.search(begins.casefold().translate(_APOSTROPHES)) is not None
 
 
 def check_refusal(answer: str, problem: Mapping[str, str]) -> Verdict:

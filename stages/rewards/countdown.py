@@ -42,7 +42,7 @@ def worked_out(answer: str) -> tuple[Fraction, tuple[int, ...]] | None:
         return None
     for synonym, sign in _SYNONYMS:
         answer = answer.replace(synonym, sign)
-    expression, equals, stated = (part.strip() for part in answer.partition("="))
+    expression, equals, stated = (" ".join(part.split()) for part in answer.partition("="))
     if not set(expression) <= _ALLOWED:
         return None
     used: Counter[int] = Counter()

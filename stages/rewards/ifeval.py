@@ -8,7 +8,8 @@ Source: "Instruction-Following Evaluation for Large Language Models" (arXiv 2311
 strict and loose accuracy. How we differ: sentences are counted by end marks, and words by runs of letters and
 digits, where the original uses NLTK; a keyword is a text and no pattern; a language is told by its script (so Hindi
 is not told from Marathi), and among those in Latin letters by which one's frequent words stand there most, where the
-original asks a library.
+original asks a library. A text without any letter or digit meets nothing, signs of no width hide no word, and of
+"My answer is yes", "no" and "maybe" one may be said.
 
 All work is linear in the length of the text and no text raises.
 """
@@ -18,6 +19,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
+
+from stages.language import LATIN, seen
 
 _WORD = re.compile(r"\w+")
 _MARKS = ".!?。！？।॥؟"
@@ -83,7 +86,8 @@ def met(text: str, gold: str) -> Met | None:
     loosely = dict.fromkeys((said, *_loosened(said)))
 
     def any_meets(texts: Iterable[str]) -> list[bool]:
-        return [any(one and RULES[name][1](one, **settings) for one in texts) for name, settings in demands]
+        texts = [one for one in texts if any(map(str.isalnum, one))]
+        return [any(RULES[name][1](one, **settings) for one in texts) for name, settings in demands]
 
     return Met(any_meets([said]), any_meets(loosely))
 
@@ -178,11 +182,12 @@ def _has_keywords(text: str, keywords: Sequence[str]) -> bool:
 
 
 def _lacks_words(text: str, forbidden_words: Sequence[str]) -> bool:
-    return not any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in forbidden_words)
+    words = [rf"\b{re.escape(seen(word))}\b" for word in forbidden_words]
+    return not any(re.search(word, seen(text), re.IGNORECASE) for word in words)
 
 
 def _keyword_count(text: str, keyword: str, relation: str, frequency: int) -> bool:
-    return _compare(text.casefold().count(keyword.strip().casefold()), relation, frequency)
+    return _compare(seen(text).casefold().count(seen(keyword).strip().casefold()), relation, frequency)
 
 
 def _letter_count(text: str, letter: str, let_relation: str, let_frequency: int) -> bool:
@@ -191,11 +196,16 @@ def _letter_count(text: str, letter: str, let_relation: str, let_frequency: int)
 
 def _is_in(text: str, language: str) -> bool:
     if language in _SCRIPT_OF:
-        own = re.findall(f"[{_SCRIPTS[_SCRIPT_OF[language]]}]", text)
-        return 2 * sum(map(str.isalpha, own)) > sum(map(str.isalpha, text))
+        has_kana = language != "ja" or re.search("[\u3040-\u30ff]", text) is not None
+        return has_kana and _mostly(text, _SCRIPTS[_SCRIPT_OF[language]])
     words = _WORD.findall(text.casefold())
     hits = {code: sum(word in frequent for word in words) for code, frequent in _FREQUENT_SETS.items()}
-    return language in hits and hits[language] == max(hits.values()) > 0
+    return language in hits and hits[language] == max(hits.values()) > 0 and _mostly(text, LATIN)
+
+
+def _mostly(text: str, letters: str) -> bool:
+    """Whether more than half of a text's letters are of these."""
+    return 2 * sum(map(str.isalpha, re.findall(f"[{letters}]", text))) > sum(map(str.isalpha, text))
 
 
 def _paragraphs(text: str, mark: str) -> list[str]:
@@ -235,8 +245,8 @@ def _ends_with(text: str, end_phrase: str) -> bool:
 Rule = Callable[..., bool]
 RULES: dict[str, tuple[tuple[str, ...], Rule]] = {
     "change_case:capital_word_frequency": (("capital_relation", "capital_frequency"), _capital_words),
-    "change_case:english_capital": ((), str.isupper),
-    "change_case:english_lowercase": ((), str.islower),
+    "change_case:english_capital": ((), lambda text: text.isupper() and _mostly(text, LATIN)),
+    "change_case:english_lowercase": ((), lambda text: text.islower() and _mostly(text, LATIN)),
     "combination:repeat_prompt": (("prompt_to_repeat",), _repeats_prompt),
     "combination:two_responses": ((), _two_responses),
     "detectable_content:number_placeholders": (
@@ -246,7 +256,7 @@ RULES: dict[str, tuple[tuple[str, ...], Rule]] = {
     "detectable_content:postscript": (("postscript_marker",), _has_postscript),
     "detectable_format:constrained_response": (
         (),
-        lambda text: any(f"My answer is {word}." in text for word in ("yes", "no", "maybe")),
+        lambda text: sum(f"My answer is {word}." in text for word in ("yes", "no", "maybe")) == 1,
     ),
     "detectable_format:json_format": ((), _is_json),
     "detectable_format:multiple_sections": (("section_spliter", "num_sections"), _has_sections),
@@ -262,7 +272,7 @@ RULES: dict[str, tuple[tuple[str, ...], Rule]] = {
     "length_constraints:number_paragraphs": (("num_paragraphs",), _num_paragraphs),
     "length_constraints:number_sentences": (("relation", "num_sentences"), _num_sentences),
     "length_constraints:number_words": (("relation", "num_words"), _num_words),
-    "punctuation:no_comma": ((), lambda text: "," not in text),
+    "punctuation:no_comma": ((), lambda text: not {",", "，"} & {*text}),
     "startend:end_checker": (("end_phrase",), _ends_with),
     "startend:quotation": ((), lambda text: len(text) > 1 and text[0] == text[-1] == '"'),
 }

@@ -6,7 +6,8 @@ The rules, in order:
 1. When the gold is a number, the answer must be one too: an integer, decimal, fraction, mixed number or power
    of ten, with thousands marks, a currency sign or a unit. Both are exact fractions, and the verdict is
    final. So the question written out again (`12\times17`, `\sum_{i=1}^{100} i`) is no answer, and nothing
-   here can take long. A unit may be left out or, if the gold has none, added; two different units are wrong.
+   here can take long. A unit may be left out. If the gold has none, one may be added that is well known or that the
+   question speaks of, so that no other word hides there ("42 forty-three"); two different units are wrong.
    A percent sign changes the value, so it may be added only if the question speaks of percent.
 2. When the gold is a word or a letter (Evelyn, (C)), the answer must be that word. Letters keep their case.
 3. Otherwise equal text is right. Any other text must look evaluated (`evaluated.py`) and must not be an expression
@@ -55,22 +56,22 @@ _NUMBER = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _UNIT_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|textbf) ?\{([^{}]*)\}")
-_UNIT = re.compile(r"[^\W\d_]+\.?(?:[ /-][^\W\d_]+\.?){0,2}(?: ?\^ ?(?:[23]|\{[23]\})|[²³])?|[°%]")
+_UNIT = re.compile(r"[^\W\d_]+\.?(?:[ /-][^\W\d_]+\.?){0,2}(?: ?\^ ?(?:[23]|\{[23]\}))?|[°%]")
 _SHORT_UNITS = frozenset("mgslLhNJWVAKCF个元只人天块米克岁次本")
-_UNIT_NAMES = {
-    "$": "dollar",
-    "°": "degree",
-    "%": "percent",
-    "¥": "yuan",
-    "￥": "yuan",
-    "元": "yuan",
-    "€": "euro",
-    "£": "pound",
-}
+_SPELLINGS = "dollar $,degree °,percent %,yuan ¥ ￥ 元,euro €,pound £,cent,meter metre m 米,kilometer kilometre km"
+_SPELLINGS += ",centimeter centimetre cm,millimeter millimetre mm,inch inche in,foot feet ft,yard yd,mile mi,gram g"
+_SPELLINGS += (
+    ",kilogram kg,liter litre l L,milliliter millilitre ml mL,second sec s,minute min,hour hr h,day 天,week,month"
+)
+_SPELLINGS += ",year,unit,radian rad,square sq,cubic,per,people person 人"
+_UNIT_NAMES = {one: names.split()[0] for names in _SPELLINGS.split(",") for one in names.split()}
 # Words after a number that change it or take it back, and words that are not units.
 _NO_UNIT = re.compile(
     r"\b(?:or|and|not|to|than|is|if|but|minus|plus|times|over|mod|base|half|halves|pi|sqrt|sin|cos|tan|log|ln|exp|inf|infinity"
-    r"|squared|cubed|hundreds?|thousands?|millions?|billions?|trillions?|dozens?|wrong|maybe)\b|[十百千万亿半倍或不和到成折分]",
+    r"|squared|cubed|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|(?:hundred|thousand|\w*illion)(?:s|ths?)?|dozens?|thirds?|quarters?"
+    r"|(?:four|fif|six|seven|eigh|nin|ten)ths?|wrong|maybe)\b"
+    r"|[零一二两三四五六七八九十百千万亿兆半倍或不和到成折分点错]",
     re.IGNORECASE,
 )
 
@@ -187,15 +188,35 @@ def _unit(text: str, currency: str) -> str | None:
     text = (
         re.sub(r"\^ ?(?:\\circ|\{ ?\\circ ?\})|\\(?:degree|circ)\b", "°", text).replace(r"\%", "%").replace(r"\$", "$")
     )
-    text = " ".join(text.split())
+    text = " ".join(text.replace("²", "^2").replace("³", "^3").split())
     if currency and text:
         return None
     text = text or currency.lstrip("\\")
-    if not text or text in _UNIT_NAMES:
-        return _UNIT_NAMES.get(text, text)
+    if text in _UNIT_NAMES or not text:
+        return _UNIT_NAMES.get(text, "")
     if not _UNIT.fullmatch(text) or _NO_UNIT.search(text) or (len(text) == 1 and text not in _SHORT_UNITS):
         return None
-    return text if len(text) < 3 else text.lower().rstrip(".").removesuffix("s")
+    text = re.sub(r"[^\W\d_]+\.?", lambda word: _unit_name(word[0]), text)
+    text = re.sub(r" ?\^ ?\{?([23])\}?", r"^\1", text)
+    return re.sub(r"^square (.+)", r"\1^2", re.sub(r"^cubic (.+)", r"\1^3", text))
+
+
+def _unit_name(word: str) -> str:
+    if len(word) > 2:
+        word = word.lower().rstrip(".").removesuffix("s")
+    return _UNIT_NAMES.get(word, word)
+
+
+def _is_spoken_of(unit: str, prompt: str) -> bool:
+    """Whether every word of a unit is well known, or stands in the question in any number."""
+    asked = set(map(_stem, re.findall(r"[^\W\d_]+", prompt)))
+    known = {*_SHORT_UNITS, *_UNIT_NAMES.values()}
+    words = re.findall(r"[^\W\d_]+", unit)
+    return all(word in known or _stem(word) in asked or (not word.isascii() and word in prompt) for word in words)
+
+
+def _stem(word: str) -> str:
+    return re.sub(r"(?:ies|es|s|y|e)$", "", word.lower())
 
 
 def _same_number(number: Number, gold: Number, prompt: str) -> bool:
@@ -203,7 +224,9 @@ def _same_number(number: Number, gold: Number, prompt: str) -> bool:
         return False
     if number.unit == "percent" and not gold.unit:
         return "%" in prompt or "percent" in prompt.lower() or "百分" in prompt
-    return not number.unit or not gold.unit or number.unit == gold.unit
+    if number.unit and not gold.unit:
+        return _is_spoken_of(number.unit, prompt)
+    return not number.unit or number.unit == gold.unit
 
 
 def _word(text: str) -> str:

@@ -5,13 +5,13 @@ afterwards does not count. Range {0, 0.5}.
 Source: willccbb's GRPO gist, as Unsloth's GSM8K notebook (nb/Llama3.1_(8B)-GRPO.ipynb) has it. DeepSeek-R1's format
 reward is `format`.
 How we differ: our tag `think` for its `reasoning`; several lines are allowed (there a dot does not match a line break,
-so no real reasoning ever earned it); white space before the first tag is.
+so no real reasoning ever earned it); white space before the first tag is; empty blocks earn nothing.
 """
 
 import re
 from typing import Literal
 
-from stages.chat import ANSWER, END_ANSWER, END_THINK, THINK
+from stages.chat import ANSWER, END_ANSWER, END_THINK, THINK, has_content
 from stages.rewards.reward import Reward, Sample
 
 _MIDDLE = re.compile(rf"{END_THINK}\s*{ANSWER}")
@@ -26,4 +26,7 @@ class SoftFormat(Reward):
     def score(self, sample: Sample) -> float:
         turn = sample.response.turn.lstrip()
         middle = _MIDDLE.search(turn)
-        return 0.5 * bool(turn.startswith(THINK) and middle and END_ANSWER in turn[middle.end() :])
+        if not (turn.startswith(THINK) and middle):
+            return 0.0
+        answer, end, _ = turn[middle.end() :].partition(END_ANSWER)
+        return 0.5 * (bool(end) and has_content(turn[len(THINK) : middle.start()], answer))
