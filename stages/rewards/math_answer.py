@@ -58,13 +58,14 @@ _NUMBER = re.compile(
 _UNIT_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|textbf) ?\{([^{}]*)\}")
 _UNIT = re.compile(r"[^\W\d_]+\.?(?:[ /-][^\W\d_]+\.?){0,2}(?: ?\^ ?(?:[23]|\{[23]\}))?|[°%]")
 _SHORT_UNITS = frozenset("mgslLhNJWVAKCF个元只人天块米克岁次本")
-_SPELLINGS = "dollar $,degree °,percent %,yuan ¥ ￥ 元,euro €,pound £,cent,meter metre m 米,kilometer kilometre km"
-_SPELLINGS += ",centimeter centimetre cm,millimeter millimetre mm,inch inche in,foot feet ft,yard yd,mile mi,gram g"
-_SPELLINGS += (
-    ",kilogram kg,liter litre l L,milliliter millilitre ml mL,second sec s,minute min,hour hr h,day 天,week,month"
-)
-_SPELLINGS += ",year,unit,radian rad,square sq,cubic,per,people person 人"
-_UNIT_NAMES = {one: names.split()[0] for names in _SPELLINGS.split(",") for one in names.split()}
+_SPELLINGS = """
+    dollar $; euro €; pound £; yuan ¥ ￥ 元; cent; percent %; degree °; radian rad
+    meter metre m 米; kilometer kilometre km; centimeter centimetre cm; millimeter millimetre mm; inch inche in; foot feet ft
+    yard yd; mile mi; gram g; kilogram kg; liter litre l L; milliliter millilitre ml mL; square sq; cubic
+    second sec s; minute min; hour hr h; day 天; week; month; year; unit; per; people person 人
+"""
+_UNIT_NAMES = {one: names.split()[0] for names in re.split("[;\n]", _SPELLINGS.strip()) for one in names.split()}
+"""Every spelling of a well-known unit, and the name it goes by here."""
 # Words after a number that change it or take it back, and words that are not units.
 _NO_UNIT = re.compile(
     r"\b(?:or|and|not|to|than|is|if|but|minus|plus|times|over|mod|base|half|halves|pi|sqrt|sin|cos|tan|log|ln|exp|inf|infinity"
