@@ -80,10 +80,11 @@ def merged(below: Any, above: Any) -> Any:
 def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
     """`["seed=7", "stages.r1_zero.max_steps=20"]` as a nested mapping; values are YAML, and may hold spaces."""
     text, result = " ".join(words).strip(), dict[str, Any]()
-    for word in re.split(r"\s+(?=[\w.]+=)", text) if text else ():
+    for word in re.split(r"\s+(?=[\w.-]+=)", text) if text else ():
         name, sign, value = word.partition("=")
-        if not sign or not all(name.split(".")):
-            raise ConfigError(f"ARGS: '{word}' is not of the form NAME=VALUE", hint='e.g. ARGS="seed=7"')
+        if not sign or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
+            hint = 'without spaces around the sign, e.g. ARGS="seed=7 grpo.max_steps=20"'
+            raise ConfigError(f"ARGS: '{word}' is not of the form NAME=VALUE", hint=hint)
         layer: Any = parse_yaml(value, f"ARGS, {name}")
         for key in reversed(name.split(".")):
             layer = {key: layer}

@@ -33,8 +33,41 @@ def test_the_most_specific_layer_wins(toy):
     assert load_recipe("toy", "mini", args=["stages.model.rate=5.0"]).stages["model"].rate == 5.0
 
 
-def test_args_may_set_a_whole_kind_below_the_recipe(toy):
+def test_args_for_a_kind_win_over_recipe_and_scale_and_those_for_a_stage_over_them(toy):
+    write(toy, "scales/mini", "stages: {model: {rate: 3.0}}")
+    write(toy, "recipes/toy", "stages: {data: {kind: count}, model: {kind: sum, data: stage:data, rate: 4.0}}")
     assert load_recipe("toy", "mini", args=["sum.rate=7.0"]).stages["model"].rate == 7.0
+    assert load_recipe("toy", "mini", args=["stages.model.rate=8.0", "sum.rate=7.0"]).stages["model"].rate == 8.0
+
+
+def test_args_for_a_kind_reach_every_stage_of_it() -> None:
+    found = load_recipe("r1-full", "mini", args=["grpo.problems=[card:mini_countdown]", "grpo.max_steps=3"])
+    made = [stage for stage in found.stages.values() if stage.kind == "grpo"]
+    assert {(stage.max_steps, *map(str, stage.problems)) for stage in made} == {(3, "card:mini_countdown")}
+
+
+@pytest.mark.parametrize(
+    ("arg", "sentence", "hint"),
+    [
+        ("sft.max_steps=3", "ARGS: recipe r1-zero has no stage of kind 'sft'", "there is: evaluate, grpo"),
+        ("stages.r1_zer.max_steps=3", "ARGS: recipe r1-zero has no stage 'r1_zer'", "did you mean 'r1_zero'?"),
+        ("num_iterations=3", "ARGS: 'num_iterations' is a setting of stages", "it is for: grpo.num_iterations"),
+        ("extends=dapo", "ARGS: there is no setting 'extends'", "there is: beside,"),
+        ("grpo=7", "grpo: settings belong here, not 7", "e.g. grpo.seed=7"),
+        ("seed = 7", "ARGS: 'seed = 7' is not of the form NAME=VALUE", "without spaces"),
+    ],
+)
+def test_nothing_in_args_is_passed_over_in_silence(arg: str, sentence: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("r1-zero", "mini", args=[arg])
+    assert sentence in caught.value.message and hint in caught.value.hint
+
+
+@pytest.mark.parametrize("number", [".inf", "inf", "nan", "1e400", "1e22", "9999999999999999999999"])
+@pytest.mark.parametrize("setting", ["grpo.learning_rate=", "seed=", "grpo.rewards=[{kind: accuracy, weight: "])
+def test_a_number_that_nothing_can_compute_with_is_refused(setting: str, number: str) -> None:
+    with pytest.raises(ConfigError, match=r"seed|learning_rate|weight"):
+        load_recipe("r1-zero", "mini", args=[setting + number + "}]" * ("{" in setting)])
 
 
 def test_one_seed_reaches_every_stage_and_every_fingerprint(toy):
