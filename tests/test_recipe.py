@@ -300,6 +300,13 @@ def test_numbers_and_words_are_read_as_people_write_them():
         "count": 3,
         "day": "2026-01-01",
     }
+    assert parse_yaml("[007, 1_000, 1:30, -5, 0]", "here") == ["007", "1_000", "1:30", -5, 0]
+
+
+def test_a_name_that_stands_twice_in_a_mapping_is_refused_and_one_over_a_merged_one_is_not():
+    with pytest.raises(ConfigError, match=r"here, line 3, column 1: .*'a' stands here twice"):
+        parse_yaml("a: 1\nb: {c: 2}\na: 3", "here")
+    assert parse_yaml("x: &x {a: 1}\ny: {<<: *x, a: 2}\nz: {<<: *x, a: 3}", "here")["z"] == {"a": 3}
 
 
 def test_mappings_merge_and_lists_are_replaced():
