@@ -65,7 +65,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         sentence = message.partition(" (choose from ")[0]  # the list names verbs that are not for people
-        raise ConfigError(f"{self.prog}: {sentence}", hint=f"`{self.prog} --help` says what there is")
+        hint = f"the head of the Makefile says what there is, and so does `.venv/bin/{self.prog} --help`"
+        raise ConfigError(f"{self.prog}: {sentence}", hint=hint)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -211,11 +212,11 @@ def _make(recipe: Any, wanted: list[str], arguments: argparse.Namespace) -> None
 
 def _report(arguments: argparse.Namespace) -> None:
     from pipeline.places import runs_folder
-    from pipeline.recipe import read_run
+    from pipeline.recipe import require_run
     from pipeline.report import summary_line
     from pipeline.views import write_views
 
-    read_run(arguments.run)
+    require_run(arguments.run)
     folder = runs_folder() / arguments.run
     write_views(folder)
     print(summary_line(folder))
@@ -224,7 +225,9 @@ def _report(arguments: argparse.Namespace) -> None:
 def _pack(arguments: argparse.Namespace) -> None:
     from pipeline.pack import pack
     from pipeline.places import runs_folder
+    from pipeline.recipe import require_run
 
+    require_run(arguments.run)
     archive = pack(runs_folder() / arguments.run, Path(arguments.file or f"{arguments.run}.tar.gz"))
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB; there: make unpack FILE={archive.name}")
 
@@ -239,10 +242,10 @@ def _unpack(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     from pipeline.console import show_verified
     from pipeline.places import runs_folder
-    from pipeline.recipe import read_run
+    from pipeline.recipe import require_run
     from pipeline.verify import verify
 
-    read_run(arguments.run)
+    require_run(arguments.run)
     damaged = []
     for found in verify(runs_folder() / arguments.run):
         show_verified(found)

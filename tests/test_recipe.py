@@ -316,18 +316,29 @@ def test_mappings_merge_and_lists_are_replaced():
     assert parse_assignments([]) == {}
 
 
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """What `make` would do; inside `make test` it would also end its output with the folder that it leaves."""
+    command = ["make", "--no-print-directory", "-n", *words]
+    return subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+
+
 def test_what_make_hands_over_is_what_was_written_with_spaces_braces_and_quotes() -> None:
     written = "a.b=[{kind: x}, {kind: y,w: 0.1}]  c={d:1,e:2} f='two words'"
-    shown = subprocess.run(
-        ["make", "--no-print-directory", "-n", "show", f"ARGS={written}"],
-        cwd=CONFIGS.parent,
-        capture_output=True,
-        text=True,
-    )  # a make inside `make test` would end its output with the folder that it leaves
-    command = shlex.split(shown.stdout.splitlines()[-1])
-    found = parse_assignments(command[command.index("--args") + 1 :])
+    command = shlex.split(make("show", f"ARGS={written}", "RUN=a b;c'd", "RECIPE=-x").stdout.splitlines()[-1])
+    found = parse_assignments(word.removeprefix("--args=") for word in command if word.startswith("--args="))
     assert found["a"] == {"b": [{"kind": "x"}, {"kind": "y", "w": 0.1}]} and found["f"] == "two words"
     assert parse_assignments(written.split()) == found  # as a shell takes it apart
+    assert "--run=a b;c'd" in command and command[-2:] == ["--", "-x"]
+
+
+@pytest.mark.parametrize(("verb", "word"), [("r1-zero", "scale=mini"), ("r1-zero", "SEED=7"), ("plan", "STAGE=x")])
+def test_a_word_that_a_verb_does_not_read_stops_make(verb: str, word: str) -> None:
+    done = make(verb, word)
+    assert done.returncode == 2 and f"{word.partition('=')[0]}=… is nothing that `make {verb}` reads" in done.stderr
+
+
+def test_a_verb_that_there_is_not_is_told_where_the_verbs_are() -> None:
+    assert "there is no verb 'r1-zer'" in make("r1-zer").stdout
 
 
 def test_every_kind_of_stage_names_itself_and_what_it_makes():
