@@ -157,7 +157,7 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(archive) as tar:
             yield tar
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileNotFoundError, IsADirectoryError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = getattr(error, "strerror", None) or str(error).partition(":\n")[0]  # not every compression that was tried
         hint = "make one with `make pack RUN=…`, and name it: FILE=…"
         raise ArtifactError(f"{archive} is no packed run: {why}", hint) from None
 

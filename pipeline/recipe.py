@@ -21,8 +21,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline import card
-from pipeline.artifact import load, read_json
-from pipeline.errors import ArtifactError, ConfigError, ReferenceError
+from pipeline.artifact import load
+from pipeline.errors import ConfigError, ReferenceError
 from pipeline.fingerprints import fingerprints
 from pipeline.places import runs_folder
 from pipeline.refs import LEADS_TO, Ref
@@ -265,10 +265,9 @@ def _what_it_leads_to(
     return LEADS_TO[ref.scheme]
 
 
-def read_run(run: str) -> tuple[str, str]:
-    """The recipe and scale a run was started with."""
-    try:
-        written = read_json(runs_folder() / run / "recipe.json")
-    except ArtifactError:
-        raise ConfigError(f"there is no run '{run}' in {runs_folder()}", hint="start one with `make r1-zero`") from None
-    return written["recipe"], written["scale"]
+def require_run(run: str) -> None:
+    """A ConfigError unless there is such a run."""
+    there = sorted(file.parent.name for file in runs_folder().glob("*/recipe.json"))
+    if run not in there:
+        hint = did_you_mean(run, there) if there else "start one with `make r1-zero`"
+        raise ConfigError(f"there is no run '{run}' in {runs_folder()}", hint=hint)

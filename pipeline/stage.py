@@ -316,7 +316,8 @@ class Follower(Workdir):
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every whole row of a JSON-lines file; a last line cut off by a kill is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in filter(None, text.split("\n")):  # what a model wrote may hold other ends of lines
         try:
             rows.append(json.loads(line))
         except ValueError:

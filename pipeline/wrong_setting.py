@@ -30,7 +30,7 @@ def wrong_setting(stage: type[BaseModel], kind: str, error: "ErrorDetails") -> t
         return f"there is no kind '{tag}'", did_you_mean(tag, tags)
     if error["type"] in ("union_tag_not_found", "model_attributes_type"):
         return "its kind is not said", "write `{kind: NAME}`, with a space behind the colon"
-    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+    message = error["msg"].removeprefix("Value error, ").replace("Tuple", "List").replace("tuple", "list")
     return message + ("" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"), ""  # no whole stage
 
 

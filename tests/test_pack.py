@@ -102,7 +102,7 @@ def test_a_run_that_is_there_already_is_not_touched(run_dir: Path, tmp_path: Pat
 def test_what_is_no_packed_run_is_one_sentence(tmp_path: Path, r1: Any) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"no archive")
     code, output = r1("unpack", str(tmp_path / "x.tar.gz"))
-    assert code == 2 and "is no packed run" in output
+    assert code == 2 and "is no packed run: file could not be opened successfully\nhint" in output
     code, output = r1("unpack", str(tmp_path / "nowhere.tar.gz"))
     assert code == 2 and "is no packed run" in output
     code, output = r1("unpack", "")

@@ -77,9 +77,12 @@ def test_a_manifest_that_is_none_is_damage_and_no_traceback(toy, r1, manifest):
 
 
 def test_a_run_that_does_not_exist_is_a_sentence(toy, r1):
-    code, output = r1("verify", "no-such-run")
-    assert code == 2
-    assert "there is no run 'no-such-run'" in output
+    r1("run", "toy", "--until", "data")
+    for verb in ("verify", "report", "pack"):
+        for name in ("toy-min", "../runs/toy-mini", "."):
+            code, output = r1(verb, name)
+            assert code == 2
+            assert f"there is no run '{name}'" in output and "there is: toy-mini" in output
 
 
 def test_the_manifest_of_another_version_is_a_sentence(toy, r1):
