@@ -159,7 +159,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
     recipe, machine = _load(arguments), this_machine()
     found = doctor.diagnoses(recipe, recipe.stages, machine)
-    data, packages = missing(recipe, recipe.stages), missing_packages()
+    data, packages = missing(recipe, recipe.stages) | doctor.out_of_reach(recipe), missing_packages()
     doctor_table.show_machine(machine)
     doctor_table.show_forecast(f"{recipe.name} at scale {recipe.scale}, here", found, doctor.measured_minutes(recipe))
     doctor_table.show_cards(found)

@@ -6,7 +6,7 @@ Not a stage itself; `GRPO` and `SFT` are.
 from abc import ABC
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -54,7 +54,7 @@ class TrainingStage(Stage, ABC):
     trl: dict[str, Any] = Field(default_factory=dict, description="further settings of TRL's config, by its names")
 
     device: Runtime[Literal["auto", "cpu", "cuda"]] = "auto"
-    token_budget: Runtime[int | Literal["auto"]] = Field(
+    token_budget: Runtime[Annotated[int, Field(ge=1)] | Literal["auto"]] = Field(
         "auto", description="tokens of a micro-batch, padding included"
     )
     memory_gb: Runtime[float | None] = Field(
