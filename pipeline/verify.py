@@ -22,7 +22,12 @@ class Verified(NamedTuple):
 
 def verify(run_dir: Path) -> Iterator[Verified]:
     """Each finished stage of the run in order, as it is checked."""
-    for stage in read_json(run_dir / "recipe.json")["stages"]:
+    written = read_json(run_dir / "recipe.json")
+    stages = written.get("stages") if isinstance(written, dict) else None
+    if not isinstance(stages, dict):
+        hint = "the command that made the run writes it again"
+        raise ArtifactError(f"{run_dir / 'recipe.json'} does not name the run's stages", hint)
+    for stage in stages:
         folder = run_dir / stage
         if folder.is_dir():
             yield _verified(folder)

@@ -6,9 +6,9 @@ Not a stage itself; `GRPO` and `SFT` are.
 from abc import ABC
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.artifact import read_json
 from pipeline.refs import CHECKPOINT, CheckpointRef
@@ -54,7 +54,7 @@ class TrainingStage(Stage, ABC):
     trl: dict[str, Any] = Field(default_factory=dict, description="further settings of TRL's config, by its names")
 
     device: Runtime[Literal["auto", "cpu", "cuda"]] = "auto"
-    token_budget: Runtime[Annotated[int, Field(ge=1)] | Literal["auto"]] = Field(
+    token_budget: Runtime[int | Literal["auto"]] = Field(
         "auto", description="tokens of a micro-batch, padding included"
     )
     memory_gb: Runtime[float | None] = Field(
@@ -65,6 +65,13 @@ class TrainingStage(Stage, ABC):
     )
     gradient_checkpointing: Runtime[bool] = Field(False, description="recompute activations: less memory, slower")
     save_steps: Runtime[int] = Field(20, ge=1, description="steps between checkpoints to resume from")
+
+    @field_validator("token_budget")
+    @classmethod
+    def _holds_a_token(cls, budget: int | str) -> int | str:
+        if isinstance(budget, int) and budget < 1:
+            raise ValueError("a micro-batch has 1 token at least; or `auto`")
+        return budget
 
     def variables(self) -> dict[str, str]:
         return GROWING_SEGMENTS

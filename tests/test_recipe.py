@@ -54,7 +54,7 @@ def test_args_for_a_kind_reach_every_stage_of_it() -> None:
         ("num_iterations=3", "ARGS: 'num_iterations' is a setting of stages", "it is for: grpo.num_iterations"),
         ("extends=dapo", "ARGS: there is no setting 'extends'", "there is: beside,"),
         ("grpo.problems=[]", "problems: List should have at least 1 item", ""),
-        ("grpo.token_budget=-1", "token_budget.int: Input should be greater than or equal to 1", ""),
+        ("grpo.token_budget=-1", "token_budget: a micro-batch has 1 token at least; or `auto`", ""),
         ("grpo=7", "grpo: settings belong here, not 7", "e.g. grpo.seed=7"),
         ("seed = 7", "ARGS: 'seed = 7' is not of the form NAME=VALUE", "without spaces"),
     ],

@@ -76,6 +76,14 @@ def test_a_manifest_that_is_none_is_damage_and_no_traceback(toy, r1, manifest):
         assert "damaged" in output
 
 
+@pytest.mark.parametrize("recipe", ["[]", "{}", '{"stages": ["data"]}', "{"])
+def test_a_run_whose_recipe_is_damaged_is_a_sentence(toy, r1, recipe):
+    r1("run", "toy", "--until", "data")
+    (toy / "runs/toy-mini/recipe.json").write_text(recipe)
+    code, output = r1("verify", "toy-mini")
+    assert code == 2 and "recipe.json" in output and "Traceback" not in output
+
+
 def test_a_run_that_does_not_exist_is_a_sentence(toy, r1):
     r1("run", "toy", "--until", "data")
     for verb in ("verify", "report", "pack"):
