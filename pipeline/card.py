@@ -225,7 +225,7 @@ class Card:
 
         def count_torn(sentence: str) -> None:
             tally.num_found += 1
-            tally.count_bad(BadRow("not a row of JSON"), sentence)
+            tally.count_bad(BadRow("not a row"), sentence)
 
         if files := self._files(split, config):
             return itertools.chain.from_iterable(read_rows(file, count_torn) for file in files)

@@ -5,12 +5,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import CardError
+from pipeline.errors import CardError, ConfigError
 from pipeline.places import stays_inside
-from pipeline.settings import did_you_mean, refuse_secrets
+from pipeline.settings import did_you_mean, parse_yaml, refuse_secrets
 from pipeline.wrong_setting import model_at
 
 Shape = Literal["problem", "demo", "preference", "text"]
@@ -105,18 +104,18 @@ def read_front_matter(readme: Path) -> dict[str, Any]:
     if found:
         refuse_secrets(found[1], str(readme))
     try:
-        front = _parsed(found[1]) if found else None
-    except yaml.YAMLError as error:
-        raise CardError(f"{readme}: its front matter is not YAML", str(error)) from error
+        front = _parsed(f"\n{found[1]}", str(readme)) if found else None  # begins in the second line
+    except ConfigError as error:
+        raise CardError(error.message, error.hint) from None
     if not isinstance(front, dict) or "r1" not in front:
         raise CardError(f"{readme} has no `r1:` block in its front matter", "see pipeline/card.py for its form")
     return front
 
 
 @lru_cache(maxsize=256)
-def _parsed(text: str) -> Any:
+def _parsed(text: str, where: str) -> Any:
     """The YAML; a recipe asks for the same few cards a hundred times, and parsing one takes 10 ms."""
-    return yaml.safe_load(text)
+    return parse_yaml(text, where)
 
 
 def read_block(readme: Path, block: Any) -> Block:

@@ -74,7 +74,7 @@ def _lines(card: Card, split: str, config: str | None) -> Iterator[Line]:
         rows = list(itertools.islice(card.stream(split, config, NUM_ROWS, tally=tally), NUM_ROWS))
     except DataError as error:
         yield _rows_line(tally)
-        yield Line("stops a run", error.message, WRONG)
+        yield Line("stops a run", f"{error.message}; {error.hint}", WRONG)
         return
     yield _rows_line(tally)
     yield from (Line("bad row", shown, LOOK) for shown in tally.shown)

@@ -65,7 +65,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         sentence = message.partition(" (choose from ")[0]  # the list names verbs that are not for people
-        raise ConfigError(f"{self.prog}: {sentence}", hint=f"`{self.prog} --help` says what there is")
+        hint = f"the head of the Makefile says what there is, and so does `.venv/bin/{self.prog} --help`"
+        raise ConfigError(f"{self.prog}: {sentence}", hint=hint)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -158,7 +159,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
     recipe, machine = _load(arguments), this_machine()
     found = doctor.diagnoses(recipe, recipe.stages, machine)
-    data, packages = missing(recipe, recipe.stages), missing_packages()
+    data, packages = missing(recipe, recipe.stages) | doctor.out_of_reach(recipe), missing_packages()
     doctor_table.show_machine(machine)
     doctor_table.show_forecast(f"{recipe.name} at scale {recipe.scale}, here", found, doctor.measured_minutes(recipe))
     doctor_table.show_cards(found)
@@ -212,11 +213,14 @@ def _make(recipe: Any, wanted: list[str], arguments: argparse.Namespace) -> None
 def _run_folder(run: str) -> Path:
     """Where the run of that name lies; ConfigError when there is none."""
     from pipeline.places import runs_folder
+    from pipeline.settings import did_you_mean
     from pipeline.written import run_name
 
     folder = runs_folder() / run_name(run)
     if not folder.is_dir():
-        raise ConfigError(f"there is no run '{run}' in {runs_folder()}", hint="start one with `make r1-zero`")
+        there = sorted(file.parent.name for file in runs_folder().glob("*/recipe.json"))
+        hint = did_you_mean(run, there) if there else "start one with `make r1-zero`"
+        raise ConfigError(f"there is no run '{run}' in {runs_folder()}", hint=hint)
     return folder
 
 

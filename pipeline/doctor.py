@@ -9,19 +9,22 @@ Command: `make doctor SCALE=qwen-1.5b` (`pipeline/doctor_table.py` prints it)
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline import card
 from pipeline.artifact import read_or_empty
-from pipeline.errors import ResourceError
+from pipeline.errors import DataError, ResourceError
 from pipeline.estimates import whole_seconds
 from pipeline.machine import GIB, Machine, this_machine
 from pipeline.places import CONFIGS
 from pipeline.recipe import Recipe
 from pipeline.refs import CHECKPOINT, Ref
 from pipeline.settings import read_yaml
+from pipeline.sources import hub_answers
 from pipeline.stage import Stage, locate
 from stages.forecast import Device, Forecast, fits, forecast, num_weights, uses_vllm, what_would_fit
 from stages.memory_plan import CONTEXT_BYTES, Shape
@@ -84,6 +87,28 @@ def require_fits(recipe: Recipe, names: Iterable[str]) -> None:
             raise ResourceError(problem.sentence, hint=problem.instead)
 
 
+def out_of_reach(recipe: Recipe) -> dict[str, str]:
+    """A sentence and its hint where the hub does not answer and something is to come from it; else nothing."""
+    wanted: dict[str, None] = {}
+    for stage in recipe.stages.values():
+        for field, ref in stage.references():
+            if ref.scheme == "hub" and not _snapshot(ref).is_dir():
+                wanted[str(ref).partition("@")[0]] = None
+            elif ref.scheme == "card" and _comes_from_hub(ref, stage.default_split(field)):
+                wanted[str(ref)] = None
+    if not wanted or hub_answers():
+        return {}
+    hint = "connect, or set R1_DATA to a folder with the data and give a model as path:models/NAME"
+    return {f"the hub does not answer, and what its cache does not have cannot be loaded: {', '.join(wanted)}": hint}
+
+
+def _comes_from_hub(ref: Ref, split: str) -> bool:
+    address = card.parse_card_ref(ref.target)
+    with suppress(DataError):  # told by `needs.missing`
+        return card.load_card(address.name).needs_hub(address.split or split, address.config)
+    return False
+
+
 def recorded_forecast(stage: Stage, run_dir: Path) -> dict[str, Any] | None:
     """What goes into the manifest of `stage`, to be held against what was measured; what it rests on is done."""
     shape = shape_of(stage, {}, run_dir)
@@ -113,18 +138,18 @@ def shape_of(stage: Stage, stages: Mapping[str, Stage], run_dir: Path) -> Shape 
 
 def _config_behind(ref: Ref, stages: Mapping[str, Stage], run_dir: Path) -> dict[str, Any] | None:
     if ref.scheme == "hub":
-        name, _, revision = ref.target.partition("@")
-        return _read(_hub_cache() / f"models--{name.replace('/', '--')}/snapshots/{revision}") or _known(f"hub:{name}")
+        return _read(_snapshot(ref)) or _known(f"hub:{ref.target.partition('@')[0]}")
     if found := _read(locate(ref, run_dir)):
         return found
     before = getattr(stages.get(ref.target), "model", None) if ref.scheme == "stage" else None
     return _config_behind(before, stages, run_dir) if isinstance(before, Ref) else _known(str(ref))
 
 
-def _hub_cache() -> Path:
-    """Where huggingface_hub keeps what it has fetched."""
+def _snapshot(ref: Ref) -> Path:
+    """Where huggingface_hub keeps a model of the hub that it has fetched."""
     home = os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    cache, (name, _, revision) = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub"), ref.target.partition("@")
+    return cache / f"models--{name.replace('/', '--')}/snapshots/{revision}"
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -35,16 +35,20 @@ def num_processes(launch: str, wanted: str | None) -> int:
     if launch not in ("single", "ddp"):
         raise ConfigError(f"LAUNCH={launch}: there is no such way", hint=did_you_mean(launch, ("single", "ddp")))
     if launch == "single":
+        if wanted is not None:
+            raise ConfigError(f"PROCESSES={wanted} goes with LAUNCH=ddp", hint=f"LAUNCH=ddp PROCESSES={wanted}")
         return 1
-    num_gpus = len(this_machine().gpus)
+    machine = this_machine()
+    num_gpus = len(machine.gpus)
     if wanted is None and not num_gpus:
         raise ResourceError(
             "LAUNCH=ddp takes a process for each GPU, and this machine has none",
             hint="leave LAUNCH out; PROCESSES=2 tries it on the CPU",
         )
     count = int(wanted) if wanted and wanted.isdecimal() else num_gpus if wanted is None else 0
-    if count < 1 or (num_gpus and count > num_gpus):
-        there = f"there are {num_gpus} GPUs" if num_gpus else "a number of processes belongs there"
+    most = num_gpus or max(2, machine.cores)
+    if not 1 <= count <= most:
+        there = f"there are {num_gpus} GPUs" if num_gpus else f"without a GPU a number from 1 to {most} belongs there"
         raise ConfigError(f"PROCESSES={wanted}: {there}", hint="leave PROCESSES out to use every GPU")
     return count
 

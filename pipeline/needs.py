@@ -33,7 +33,7 @@ def missing(recipe: Recipe, stages: Iterable[str]) -> dict[str, str]:
         if ref.scheme == "path" and not (ROOT / ref.target).is_dir():
             found[f"{ref.target} is not there yet"] = recipe.setup or "check the path; it is relative to the project"
         if ref.scheme == "run" and not (runs_folder() / ref.target).is_dir():
-            found[f"{ref} is not there yet"] = f"make it first: {_command_for(ref.target)}"
+            found[f"{ref} is not there yet"] = f"make it first: {_command_for(ref.target)}{_made_there(ref.target)}"
     return found
 
 
@@ -86,6 +86,12 @@ def _recorded(folder: Path) -> Iterator[str]:
         ref = Ref.parse(parent)
         if ref.scheme in ("stage", "run"):
             yield from _recorded(locate(ref, folder.parent))
+
+
+def _made_there(target: str) -> str:
+    """What the run of RUN/STAGE does have, for whoever wrote the stage's name wrong."""
+    made = sorted(file.parent.name for file in (runs_folder() / target).parent.glob(f"*/{MANIFEST}"))
+    return f"; that run has: {', '.join(name for name in made if '.' not in name)}" if made else ""
 
 
 def _command_for(target: str) -> str:

@@ -16,6 +16,7 @@ another run named by `run:`) must be on the new machine.
 """
 
 import gzip
+import logging
 import os
 import re
 import resource
@@ -187,10 +188,13 @@ def _merge_again(folder: Path, settings: dict[str, Any]) -> None:
     """Makes the merged weights of a finished stage, and records their checksum."""
     if wrong := [phrase for phrase in damage(folder, deep=True) if not phrase.startswith(WEIGHTS)]:
         raise ArtifactError(f"stage {folder.name} of the packed run is damaged: {'; '.join(wrong[:3])}")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # when it is imported it says what CPUs lack
     from stages.engines.merging import merge_again  # imports torch
+    from stages.engines.models import quiet
 
     stage = build_stage(folder.name, settings.pop("kind"), settings)
-    merge_again(Inputs(stage, folder.parent).checkpoint("model"), folder, settings.get("quantization"))
+    with quiet():
+        merge_again(Inputs(stage, folder.parent).checkpoint("model"), folder, settings.get("quantization"))
     manifest = read_json(folder / MANIFEST)
     before, found = manifest["files"][WEIGHTS], _entry(folder / WEIGHTS)
     manifest["files"][WEIGHTS] = found

@@ -2,7 +2,8 @@
 
 A recipe says what (`configs/recipes/`), a scale says how big (`configs/scales/`). The most specific wins:
 
-    class default < configs/base.yaml (per kind) < scale (per kind) < recipe < scale (per stage) < ARGS
+    class default < configs/base.yaml (per kind) < scale (per kind) < recipe < scale (per stage) < ARGS (per kind)
+    < ARGS (per stage)
 
 `load_recipe` resolves all of it, checks every reference, and computes the fingerprint of every stage from the
 configuration alone, so a plan needs no run. A `run:` or `path:` reference may lead to something that is not there yet:
@@ -31,6 +32,8 @@ from pipeline.written import (
     Published,
     Scale,
     Written,
+    asked,
+    by_kind,
     default_run,
     read,
     read_base,
@@ -39,7 +42,7 @@ from pipeline.written import (
     sized,
     valid,
 )
-from pipeline.wrong_setting import wrong_setting
+from pipeline.wrong_setting import require_numbers, wrong_setting
 from stages import STAGES
 
 
@@ -117,13 +120,9 @@ def load_recipe(name: str, scale: str, run: str | None = None, args: Iterable[st
     sizes = read("scales", scale)
     size = valid(Scale, {**sizes, "name": scale}, f"scale {scale}")
     plain = sized(read("recipes", name), size, name)
-    written = merged(plain, parse_assignments(args))
-    per_kind = merged(read_base(), {key: value for key, value in sizes.items() if key in STAGES})
-    per_kind = merged(per_kind, {key: written.pop(key) for key in list(written) if key in STAGES})
-    for kind, given in per_kind.items():
-        if not isinstance(given, dict):
-            raise ConfigError(f"{kind}: settings belong here, not {given!r}", hint=f"e.g. {kind}.seed=7")
-    require_known(written, {*Written.model_fields, *STAGES}, f"recipe {name} and ARGS")
+    written, of_kinds = by_kind(asked(plain, parse_assignments(args), name))
+    per_kind = merged(merged(read_base(), by_kind(sizes)[1]), of_kinds)
+    require_known(written, {*Written.model_fields}, f"recipe {name}")
     require_known(sizes, {*Scale.model_fields, *STAGES} - {"name"}, f"scale {scale}")
     said = valid(Written, written, f"recipe {name} and ARGS")
     if said.scales and scale not in said.scales:
@@ -221,12 +220,14 @@ def _spliced(value: Any, written: Any) -> list[Any]:
 def build_stage(name: str, kind: str, settings: Mapping[str, Any]) -> Stage:
     """The typed stage; a ConfigError names the setting, what is wrong with it and the nearest known one."""
     try:
-        return STAGES[kind].model_validate(dict(settings))
+        stage = STAGES[kind].model_validate(dict(settings))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, ("stages", name, *first["loc"])))
         message, hint = wrong_setting(STAGES[kind], kind, first)
         raise ConfigError(f"{place}: {message}", hint=hint) from None
+    require_numbers(stage.model_dump(), f"stages.{name}")
+    return stage
 
 
 def _check_references(stages: Mapping[str, Stage]) -> None:

@@ -15,11 +15,20 @@ import yaml
 from pipeline import credentials
 from pipeline.errors import ConfigError
 
-_REPLACED = {f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "timestamp")}
+_REPLACED = {f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp")}
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader with other ideas of what is a number, a boolean and a date."""
+    """A SafeLoader with other ideas of what is a number, a boolean and a date, and no name twice in one mapping."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands here twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -27,6 +36,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
@@ -92,10 +102,11 @@ def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
     """`["seed=7", "stages.r1_zero.max_steps=20"]` as a nested mapping; values are YAML, and may hold spaces."""
     text, result = " ".join(words).strip(), dict[str, Any]()
     refuse_secrets(text, "ARGS")
-    for word in re.split(r"\s+(?=[\w.]+=)", text) if text else ():
+    for word in re.split(r"\s+(?=[\w.-]+=)", text) if text else ():
         name, sign, value = word.partition("=")
-        if not sign or not all(name.split(".")):
-            raise ConfigError(f"ARGS: '{word}' is not of the form NAME=VALUE", hint='e.g. ARGS="seed=7"')
+        if not sign or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
+            hint = 'without spaces around the sign, e.g. ARGS="seed=7 grpo.max_steps=20"'
+            raise ConfigError(f"ARGS: '{word}' is not of the form NAME=VALUE", hint=hint)
         layer: Any = parse_yaml(value, f"ARGS, {name}")
         for key in reversed(name.split(".")):
             layer = {key: layer}

@@ -23,6 +23,7 @@ from pipeline.errors import DataError
 
 RawRow = dict[str, Any]
 ENDINGS = ("jsonl", "json", "csv", "parquet")
+NOT_UTF8, RECODE = "not in UTF-8", "write it again in UTF-8: iconv -f LATIN1 -t UTF-8, say"
 PARQUET_BATCH = 256  # rows with a reasoning trace have tens of kilobytes
 
 
@@ -41,8 +42,9 @@ def read_rows(file: Path, on_torn: Callable[[str], None] | None = None) -> Itera
     """Rows of a .jsonl, .json (a list), .csv or .parquet file, one by one; the first three also with .gz behind.
 
     Args:
-        on_torn: called with a sentence for each line of a .jsonl that is no JSON object, and the line is passed over;
-            without it such a line raises DataError, as a file of no rows at all always does.
+        on_torn: called with a sentence for each line that is no row (of a .jsonl: no JSON object; of a .csv: more cells
+            than columns), and the line is passed over; without it such a line raises DataError, as a file of no rows
+            at all always does.
     """
     if not is_rows(file):
         raise DataError(f"{file}: unknown kind of file", f"use one that ends in {', '.join(ENDINGS)}")
@@ -58,8 +60,10 @@ def read_rows(file: Path, on_torn: Callable[[str], None] | None = None) -> Itera
             elif ending == "json":
                 yield from _json_list(file, stream.read())
             else:
-                yield from csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
+                yield from _csv_rows(file, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), on_torn)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: {NOT_UTF8} ({error})", RECODE) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
         raise DataError(f"{file}: cannot be read to its end ({error})", "is the file cut off? copy it again") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be opened ({error.strerror})", "check its path and its rights") from error
@@ -87,12 +91,30 @@ def _json_lines(file: Path, lines: Iterable[bytes], on_torn: Callable[[str], Non
             if not isinstance(found, dict):
                 raise ValueError(f"it holds {type(found).__name__}, not an object")
         except (ValueError, RecursionError) as error:
-            sentence = f"{file.name}, line {number}: not a row of JSON ({error})"
-            if on_torn is None:
-                raise DataError(sentence, "is the file cut off?") from error
-            on_torn(sentence)
+            is_text = not isinstance(error, UnicodeDecodeError)
+            sentence = f"{file.name}, line {number}: {'not a row of JSON' if is_text else NOT_UTF8} ({error})"
+            _torn(sentence, "is the file cut off?" if is_text else RECODE, on_torn)
         else:
             yield found
+
+
+def _csv_rows(file: Path, text: Iterable[str], on_torn: Callable[[str], None] | None) -> Iterator[RawRow]:
+    csv.field_size_limit(2**31 - 1)  # a reasoning trace may be longer than the 131,072 characters of the default
+    reader = csv.DictReader(text)
+    names = list(reader.fieldnames or ())
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise DataError(f"{file}: two columns are called {twice[0]!r}", "give each a name of its own in the first line")
+    for row in reader:
+        if None in row:
+            _torn(f"{file.name}, line {reader.line_num}: more cells than columns", "is a comma not quoted?", on_torn)
+        else:
+            yield row
+
+
+def _torn(sentence: str, hint: str, on_torn: Callable[[str], None] | None) -> None:
+    if on_torn is None:
+        raise DataError(sentence, hint)
+    on_torn(sentence)
 
 
 def _json_list(file: Path, text: bytes) -> list[RawRow]:

@@ -108,7 +108,42 @@ def _extended(parent: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def read_base() -> dict[str, Any]:
     base = read_yaml(CONFIGS / "base.yaml")
     require_known(base, set(STAGES), "configs/base.yaml")
-    return base
+    return by_kind(base)[1]
+
+
+def by_kind(layer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What a layer says of other things, and what it says of each kind of stage."""
+    of_kinds = {key: value for key, value in layer.items() if key in STAGES}
+    for kind, given in of_kinds.items():
+        if not isinstance(given, dict):
+            raise ConfigError(f"{kind}: settings belong here, not {given!r}", hint=f"e.g. {kind}.seed=7")
+    return {key: value for key, value in layer.items() if key not in STAGES}, of_kinds
+
+
+def asked(recipe: dict[str, Any], args: dict[str, Any], name: str) -> dict[str, Any]:
+    """The recipe with what ARGS say: of all stages of a kind first, then of a stage by its name."""
+    others, of_kinds = by_kind(args)
+    stages = valid(Written, recipe, f"recipe {name}").stages
+    _require_asked(others, stages, name)
+    kinds = {stage: str(given.get("kind")) for stage, given in stages.items() if isinstance(given, dict)}
+    for kind in of_kinds.keys() - set(kinds.values()):
+        hint = did_you_mean(kind, dict.fromkeys(kinds.values()))
+        raise ConfigError(f"ARGS: recipe {name} has no stage of kind '{kind}'", hint=hint)
+    in_stages = {stage: of_kinds[kind] for stage, kind in kinds.items() if kind in of_kinds}
+    return merged(merged(recipe, {"stages": in_stages}), others)
+
+
+def _require_asked(args: Mapping[str, Any], stages: Mapping[str, Any], name: str) -> None:
+    """ConfigError when ARGS name what the recipe does not have."""
+    for key in args:
+        if kinds := [kind for kind in STAGES if key not in Written.model_fields and key in STAGES[kind].model_fields]:
+            hint = f"name the kind of stage it is for: {', '.join(f'{kind}.{key}' for kind in kinds)}"
+            raise ConfigError(f"ARGS: '{key}' is a setting of stages", hint=hint)
+    require_known(args, {*Written.model_fields, *STAGES}, "ARGS")
+    given = args.get("stages")
+    for stage, settings in given.items() if isinstance(given, dict) else ():
+        if stage not in stages and isinstance(settings, dict) and "kind" not in settings:
+            raise ConfigError(f"ARGS: recipe {name} has no stage '{stage}'", hint=did_you_mean(stage, stages))
 
 
 def sized(recipe: dict[str, Any], size: Scale, name: str) -> dict[str, Any]:

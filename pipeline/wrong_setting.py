@@ -3,15 +3,19 @@
 A setting may lie deep: in `stages.r1_zero.rewards.0.format.weigth` it is Format that has no `weigth`, not the stage.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
+from pipeline.errors import ConfigError
 from pipeline.settings import did_you_mean
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+
+LARGEST = 2**32 - 1
+"""What numpy takes as a seed."""
 
 
 def wrong_setting(stage: type[BaseModel], kind: str, error: "ErrorDetails") -> tuple[str, str]:
@@ -26,8 +30,20 @@ def wrong_setting(stage: type[BaseModel], kind: str, error: "ErrorDetails") -> t
         return f"there is no kind '{tag}'", did_you_mean(tag, tags)
     if error["type"] in ("union_tag_not_found", "model_attributes_type"):
         return "its kind is not said", "write `{kind: NAME}`, with a space behind the colon"
-    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+    message = error["msg"].removeprefix("Value error, ").replace("Tuple", "List").replace("tuple", "list")
     return message + ("" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"), ""  # no whole stage
+
+
+def require_numbers(value: Any, place: str) -> None:
+    """ConfigError for a number that is infinite, not a number, or larger than seeds and tensors can take."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            require_numbers(part, f"{place}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            require_numbers(part, f"{place}.{index}")
+    elif isinstance(value, int | float) and not abs(value) <= LARGEST:
+        raise ConfigError(f"{place}: {value} is no number to work with", hint=f"the largest is {LARGEST:,}")
 
 
 def model_at(model: type[BaseModel], path: Iterable[str]) -> type[BaseModel]:

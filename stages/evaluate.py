@@ -47,7 +47,9 @@ class Evaluate(SamplingStage):
     version: ClassVar[int] = 2
 
     model: CheckpointRef = Field(description="the checkpoint to measure")
-    problems: list[DatasetRef] = Field(description="held-out problems", json_schema_extra={"split": "eval"})
+    problems: list[DatasetRef] = Field(
+        min_length=1, description="held-out problems", json_schema_extra={"split": "eval"}
+    )
     helpfulness_model: RewardModelRef | None = Field(
         None, description="judges the answers that no rule can; null = they are not judged"
     )

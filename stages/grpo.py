@@ -67,7 +67,7 @@ class GRPO(TrainingStage, SamplingStage):
 
     kind: ClassVar[str] = "grpo"
     spreads: ClassVar[bool] = True
-    problems: list[DatasetRef] = Field(description="problems to learn from")
+    problems: list[DatasetRef] = Field(min_length=1, description="problems to learn from")
     rewards: tuple[AnyReward, ...] = Field(
         (Accuracy(), Format(weight=0.2)), min_length=1, description="parts of the reward; their weighted sum counts"
     )

@@ -66,7 +66,7 @@ class RejectionSampling(SamplingStage):
     makes: ClassVar[str] = DATASET
 
     model: CheckpointRef = Field(description="the checkpoint to sample from")
-    problems: list[DatasetRef] = Field(description="problems with checkable answers")
+    problems: list[DatasetRef] = Field(min_length=1, description="problems with checkable answers")
     num_problems: int | None = Field(None, ge=1, description="at most so many from each reference; null = all")
     num_samples: int = Field(8, ge=1, description="responses to each problem")
     keep: int | None = Field(1, ge=1, description="at most so many demos of each problem; null = all that pass")

@@ -64,7 +64,7 @@ class RewardModel(TrainingStage):
 
     kind: ClassVar[str] = "reward_model"
     makes: ClassVar[str] = REWARD_MODEL
-    preferences: list[DatasetRef] = Field(description="prompts with a better and a worse response")
+    preferences: list[DatasetRef] = Field(min_length=1, description="prompts with a better and a worse response")
     num_preferences: int | None = Field(None, ge=1, description="at most so many from each reference; null = all")
     objective: Literal["pairwise", "pointwise"] = Field(
         "pairwise", description="pairwise: chosen is better than rejected; pointwise: chosen is safe, rejected is not"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.artifact import read_json
 from pipeline.refs import CHECKPOINT, CheckpointRef
@@ -71,6 +71,13 @@ class TrainingStage(Stage, ABC):
     def moments_bytes(self) -> int:
         """Of a weight that is trained: AdamW's two moments."""
         return 2 if "8bit" in self.optim else 8
+
+    @field_validator("token_budget")
+    @classmethod
+    def _holds_a_token(cls, budget: int | str) -> int | str:
+        if isinstance(budget, int) and budget < 1:
+            raise ValueError("a micro-batch has 1 token at least; or `auto`")
+        return budget
 
     def variables(self) -> dict[str, str]:
         return GROWING_SEGMENTS

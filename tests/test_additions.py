@@ -152,7 +152,7 @@ def test_a_stage_is_one_file_and_its_line_in_the_table_and_a_recipe_one_yaml_fil
     runs = tmp_path / "runs"
     copy.r1("run", "how-many", "--engine", "plain", R1_RUNS=str(runs))
     assert json.loads((runs / "how-many-mini/rows/metrics.json").read_text()) == {"num_rows": {"value": 40}}
-    assert "-m pipeline run how-many" in copy.says("make", "-n", "how-many")  # every recipe is a verb
+    assert "-- how-many" in copy.says("make", "-n", "how-many")  # every recipe is a verb
 
 
 @pytest.mark.long

@@ -34,7 +34,7 @@ def test_every_kind_of_broken_row_is_counted_and_the_first_three_are_shown(
     assert len(toys.card(holdout={}).rows("train")) == len(SUMS)
     said = caplog.text
     assert "9 of 409 rows are bad" in said
-    for reason in ("no column 'answer' 2", "prompt is empty 2", "not a row of JSON 3", "no column 'question' 1"):
+    for reason in ("no column 'answer' 2", "prompt is empty 2", "not a row 3", "no column 'question' 1"):
         assert reason in said
     assert "(a lone surrogate) 1" in said
     assert said.count("; row ") == 2 and "row 401: no column 'answer'" in said
@@ -141,6 +141,25 @@ def test_a_file_that_cannot_be_read_to_its_end_is_named(tmp_path: Path, file: st
     (tmp_path / file).write_bytes(content)
     with pytest.raises(DataError, match=file):
         list(read_rows(tmp_path / file))
+
+
+@pytest.mark.parametrize("file", ["latin.csv", "latin.jsonl"])
+def test_a_file_that_is_not_in_utf8_says_how_to_mend_it(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_bytes(b'{"a": "\xe9"}\n')
+    with pytest.raises(DataError, match="not in UTF-8") as caught:
+        list(read_rows(tmp_path / file))
+    assert "iconv" in caught.value.hint
+
+
+def test_a_csv_of_long_cells_is_read_and_one_with_a_cell_too_many_is_counted(tmp_path: Path) -> None:
+    file, torn = tmp_path / "rows.csv", list[str]()
+    file.write_text(f"question,answer\n{'x' * 200_000},1\na,2,3\nb\n")
+    rows = list(read_rows(file, torn.append))
+    assert [len(row["question"]) for row in rows] == [200_000, 1] and rows[1]["answer"] is None
+    assert torn == ["rows.csv, line 3: more cells than columns"]
+    file.write_text("question,question\na,b\n")
+    with pytest.raises(DataError, match="two columns are called 'question'"):
+        list(read_rows(file))
 
 
 def test_a_folder_of_files_can_stand_in_for_the_source(toys: Toys, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_a_column_that_is_not_there_or_of_another_type_is_wrong(toys: Toys) -> N
     lines = checked(toys, [{"problem": f"{n}?", "answer": "1"} for n in range(9)])
     assert lines["columns"].answer == "lacks question; has more: problem"
     assert "no column 'question' 9" in lines["stops a run"].answer
+    assert "there is: problem, answer" in lines["stops a run"].answer
 
 
 def test_bad_rows_duplicates_and_golds_that_nothing_can_judge_are_shown(toys: Toys) -> None:

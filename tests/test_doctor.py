@@ -219,6 +219,20 @@ def test_make_doctor_says_what_fits_and_what_is_wrong(
     assert "no forecast for eval_base, r1_zero, eval_r1_zero" in said and "nothing stands" not in said
 
 
+def test_make_doctor_says_what_would_come_from_a_hub_that_does_not_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "hub_answers", lambda: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("R1_DATA", raising=False)
+    assert main(["doctor", "r1-zero", "--scale", "qwen-0.5b"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the hub does not answer" in said and "hub:Qwen/Qwen2.5-0.5B, card:gsm8k" in said
+    assert "nothing stands in the way" not in said
+    monkeypatch.setattr(doctor, "hub_answers", lambda: True)
+    assert not doctor.out_of_reach(load_recipe("r1-zero", "qwen-0.5b"))
+
+
 def test_a_run_that_cannot_fit_is_refused_before_its_folder_is_made(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -259,6 +259,11 @@ def test_a_folder_without_its_manifest_is_not_whole(tmp_path):
     assert is_whole(tmp_path)
 
 
+def test_what_a_model_wrote_is_read_back_whole_with_every_end_of_line_that_unicode_knows(tmp_path):
+    rows = [{"completion": f"one{end}two"} for end in "\n\r\x0b\x0c\x1c\x85\u2028\u2029"]
+    assert read_jsonl(Workdir(tmp_path).write_jsonl("completions.jsonl", rows)) == rows
+
+
 def test_curves_are_cut_back_to_the_checkpoint_and_a_torn_last_line_is_left_out(tmp_path):
     work = Workdir(tmp_path)
     for step in range(1, 6):

@@ -52,6 +52,12 @@ def test_rounding_to_bf16_is_measured_and_let_through(base: Path, tmp_path: Path
     assert load_model(tmp_path, dtype=torch.bfloat16, device="cpu").dtype is torch.bfloat16
 
 
+def test_weights_that_training_blew_up_are_told_as_what_they_are(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not numbers") as caught:
+        saved(adapted(base, 1e38), base, tmp_path)
+    assert "lower learning_rate" in caught.value.hint
+
+
 def test_an_adapter_that_did_nothing_cannot_be_lost(base: Path, tmp_path: Path) -> None:
     found = saved(adapted(base, 1e-6, torch.bfloat16), base, tmp_path)
     assert found["merge_effect"] < 1e-4 and found["merge_kept"] < 0.5

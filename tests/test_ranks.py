@@ -78,6 +78,11 @@ def test_there_is_a_process_for_each_gpu_unless_another_number_is_asked_for(monk
         num_processes("ddp", "3")
     monkeypatch.setattr(launch, "this_machine", lambda: CPU)
     assert num_processes("ddp", "2") == 2
+    for wanted in ("0", "-1", "²", "100000"):  # so many are started before any looks at another
+        with pytest.raises(ConfigError, match=f"PROCESSES={wanted}: without a GPU a number from 1 to 2 belongs there"):
+            num_processes("ddp", wanted)
+    with pytest.raises(ConfigError, match="PROCESSES=2 goes with LAUNCH=ddp"):
+        num_processes("single", "2")
     with pytest.raises(ResourceError, match="this machine has none"):
         num_processes("ddp", None)
 

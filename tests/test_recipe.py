@@ -33,8 +33,43 @@ def test_the_most_specific_layer_wins(toy):
     assert load_recipe("toy", "mini", args=["stages.model.rate=5.0"]).stages["model"].rate == 5.0
 
 
-def test_args_may_set_a_whole_kind_below_the_recipe(toy):
+def test_args_for_a_kind_win_over_recipe_and_scale_and_those_for_a_stage_over_them(toy):
+    write(toy, "scales/mini", "stages: {model: {rate: 3.0}}")
+    write(toy, "recipes/toy", "stages: {data: {kind: count}, model: {kind: sum, data: stage:data, rate: 4.0}}")
     assert load_recipe("toy", "mini", args=["sum.rate=7.0"]).stages["model"].rate == 7.0
+    assert load_recipe("toy", "mini", args=["stages.model.rate=8.0", "sum.rate=7.0"]).stages["model"].rate == 8.0
+
+
+def test_args_for_a_kind_reach_every_stage_of_it() -> None:
+    found = load_recipe("r1-full", "mini", args=["grpo.problems=[card:mini_countdown]", "grpo.max_steps=3"])
+    made = [stage for stage in found.stages.values() if stage.kind == "grpo"]
+    assert {(stage.max_steps, *map(str, stage.problems)) for stage in made} == {(3, "card:mini_countdown")}
+
+
+@pytest.mark.parametrize(
+    ("arg", "sentence", "hint"),
+    [
+        ("sft.max_steps=3", "ARGS: recipe r1-zero has no stage of kind 'sft'", "there is: evaluate, grpo"),
+        ("stages.r1_zer.max_steps=3", "ARGS: recipe r1-zero has no stage 'r1_zer'", "did you mean 'r1_zero'?"),
+        ("num_iterations=3", "ARGS: 'num_iterations' is a setting of stages", "it is for: grpo.num_iterations"),
+        ("extends=dapo", "ARGS: there is no setting 'extends'", "there is: beside,"),
+        ("grpo.problems=[]", "problems: List should have at least 1 item", ""),
+        ("grpo.token_budget=-1", "token_budget: a micro-batch has 1 token at least; or `auto`", ""),
+        ("grpo=7", "grpo: settings belong here, not 7", "e.g. grpo.seed=7"),
+        ("seed = 7", "ARGS: 'seed = 7' is not of the form NAME=VALUE", "without spaces"),
+    ],
+)
+def test_nothing_in_args_is_passed_over_in_silence(arg: str, sentence: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("r1-zero", "mini", args=[arg])
+    assert sentence in caught.value.message and hint in caught.value.hint
+
+
+@pytest.mark.parametrize("number", [".inf", "inf", "nan", "1e400", "1e22", "9999999999999999999999"])
+@pytest.mark.parametrize("setting", ["grpo.learning_rate=", "seed=", "grpo.rewards=[{kind: accuracy, weight: "])
+def test_a_number_that_nothing_can_compute_with_is_refused(setting: str, number: str) -> None:
+    with pytest.raises(ConfigError, match=r"seed|learning_rate|weight"):
+        load_recipe("r1-zero", "mini", args=[setting + number + "}]" * ("{" in setting)])
 
 
 def test_one_seed_reaches_every_stage_and_every_fingerprint(toy):
@@ -272,6 +307,13 @@ def test_numbers_and_words_are_read_as_people_write_them():
         "count": 3,
         "day": "2026-01-01",
     }
+    assert parse_yaml("[007, 1_000, 1:30, -5, 0]", "here") == ["007", "1_000", "1:30", -5, 0]
+
+
+def test_a_name_that_stands_twice_in_a_mapping_is_refused_and_one_over_a_merged_one_is_not():
+    with pytest.raises(ConfigError, match=r"here, line 3, column 1: .*'a' stands here twice"):
+        parse_yaml("a: 1\nb: {c: 2}\na: 3", "here")
+    assert parse_yaml("x: &x {a: 1}\ny: {<<: *x, a: 2}\nz: {<<: *x, a: 3}", "here")["z"] == {"a": 3}
 
 
 def test_mappings_merge_and_lists_are_replaced():
@@ -281,18 +323,29 @@ def test_mappings_merge_and_lists_are_replaced():
     assert parse_assignments([]) == {}
 
 
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """What `make` would do; inside `make test` it would also end its output with the folder that it leaves."""
+    command = ["make", "--no-print-directory", "-n", *words]
+    return subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+
+
 def test_what_make_hands_over_is_what_was_written_with_spaces_braces_and_quotes() -> None:
     written = "a.b=[{kind: x}, {kind: y,w: 0.1}]  c={d:1,e:2} f='two words'"
-    shown = subprocess.run(
-        ["make", "--no-print-directory", "-n", "show", f"ARGS={written}"],
-        cwd=CONFIGS.parent,
-        capture_output=True,
-        text=True,
-    )  # a make inside `make test` would end its output with the folder that it leaves
-    command = shlex.split(shown.stdout.splitlines()[-1])
-    found = parse_assignments(command[command.index("--args") + 1 :])
+    command = shlex.split(make("show", f"ARGS={written}", "RUN=a b;c'd", "RECIPE=-x").stdout.splitlines()[-1])
+    found = parse_assignments(word.removeprefix("--args=") for word in command if word.startswith("--args="))
     assert found["a"] == {"b": [{"kind": "x"}, {"kind": "y", "w": 0.1}]} and found["f"] == "two words"
     assert parse_assignments(written.split()) == found  # as a shell takes it apart
+    assert "--run=a b;c'd" in command and command[-2:] == ["--", "-x"]
+
+
+@pytest.mark.parametrize(("verb", "word"), [("r1-zero", "scale=mini"), ("r1-zero", "SEED=7"), ("plan", "STAGE=x")])
+def test_a_word_that_a_verb_does_not_read_stops_make(verb: str, word: str) -> None:
+    done = make(verb, word)
+    assert done.returncode == 2 and f"{word.partition('=')[0]}=… is nothing that `make {verb}` reads" in done.stderr
+
+
+def test_a_verb_that_there_is_not_is_told_where_the_verbs_are() -> None:
+    assert "there is no verb 'r1-zer'" in make("r1-zer").stdout
 
 
 def test_every_kind_of_stage_names_itself_and_what_it_makes():

@@ -76,7 +76,7 @@ def test_a_manifest_that_is_none_is_damage_and_no_traceback(toy, r1, manifest):
         assert "damaged" in output
 
 
-@pytest.mark.parametrize("recipe", ["", "[]", "{}", '{"stages": 3}'])
+@pytest.mark.parametrize("recipe", ["", "{", "[]", "{}", '{"stages": 3}'])
 def test_a_recipe_json_that_names_no_stages_is_a_sentence_and_the_report_goes_by_the_folders(toy, r1, recipe):
     r1("run", "toy")
     (toy / "runs/toy-mini/recipe.json").write_text(recipe)
@@ -86,9 +86,13 @@ def test_a_recipe_json_that_names_no_stages_is_a_sentence_and_the_report_goes_by
 
 
 def test_a_run_that_does_not_exist_is_a_sentence(toy, r1):
-    code, output = r1("verify", "no-such-run")
-    assert code == 2
-    assert "there is no run 'no-such-run'" in output
+    r1("run", "toy", "--until", "data")
+    for verb in ("verify", "report", "pack"):
+        code, output = r1(verb, "toy-min")
+        assert code == 2 and "there is no run 'toy-min'" in output and "there is: toy-mini" in output
+        for name in ("../runs/toy-mini", "."):
+            code, output = r1(verb, name)
+            assert code == 2 and f"a run cannot be called {name!r}" in output
 
 
 def test_the_manifest_of_another_version_is_a_sentence(toy, r1):

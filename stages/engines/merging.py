@@ -10,6 +10,7 @@ the mini base in bf16 adapters that change predictions by 2e-3 nats a token keep
 46 %; training in fp32 (a CPU, or all weights) loses nothing.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,6 +104,9 @@ def drift(before: torch.Tensor, after: torch.Tensor) -> float:
 
 
 def _check(found: dict[str, float], dtype: torch.dtype, folder: Path) -> None:
+    if math.isnan(found["merge_drift"]):
+        hint = "lower learning_rate, or set max_grad_norm: it moved the weights too far"
+        raise ModelError(f"training ended in weights that are not numbers (NaN), in {folder}", hint=hint)
     has_effect = found.get("merge_effect", 0.0) >= LEAST_EFFECT
     is_lost = has_effect and not abs(1 - found["merge_kept"]) <= MOST_LOST[dtype]  # also true for NaN
     if is_lost or not found["merge_drift"] <= MOST_DRIFT[dtype]:

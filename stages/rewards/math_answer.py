@@ -60,9 +60,9 @@ _UNIT = re.compile(r"[^\W\d_]+\.?(?:[ /-][^\W\d_]+\.?){0,2}(?: ?\^ ?(?:[23]|\{[2
 _SHORT_UNITS = frozenset("mgslLhNJWVAKCF个元只人天块米克岁次本")
 _SPELLINGS = """
     dollar $; euro €; pound £; yuan ¥ ￥ 元; cent; percent %; degree °; radian rad
-    meter metre m 米; kilometer kilometre km; centimeter centimetre cm; millimeter millimetre mm; inch inche in; foot feet ft
-    yard yd; mile mi; gram g; kilogram kg; liter litre l L; milliliter millilitre ml mL; square sq; cubic
-    second sec s; minute min; hour hr h; day 天; week; month; year; unit; per; people person 人
+    meter metre m 米; kilometer kilometre km; centimeter centimetre cm; millimeter millimetre mm
+    inch inche in; foot feet ft; yard yd; mile mi; gram g; kilogram kg; liter litre l L; milliliter millilitre ml mL
+    square sq; cubic; second sec s; minute min; hour hr h; day 天; week; month; year; unit; per; people person 人
 """
 _UNIT_NAMES = {one: names.split()[0] for names in re.split("[;\n]", _SPELLINGS.strip()) for one in names.split()}
 """Every spelling of a well-known unit, and the name it goes by here."""
