@@ -52,8 +52,12 @@ def test_preference_rewards_and_general_prompts_enter_in_the_last_23_percent_of_
 def test_distillation_and_ablations_start_from_the_results_of_the_whole_chain(runs):
     student = ["stages.student.num_steps=2", "stages.student.num_texts=300", "stages.student.batch_rows=4"]
     assert run(runs, "mini-student", *student).returncode == 0
-    settings = [word for word in SMALL if "final_rl" not in word and "reward_model" not in word]
-    for recipe, stage in (("distill", "student_sft"), ("ablations", "reasoning_rl_mixed")):
+    of_rl = [word for word in SMALL if word.startswith(("grpo", "evaluate"))]
+    of_sft = [word for word in SMALL if word.startswith("sft")]
+    for recipe, stage, settings in (
+        ("distill", "student_sft", of_rl + of_sft),
+        ("ablations", "reasoning_rl_mixed", of_rl),
+    ):
         done = run(runs, recipe, *settings, part=["--from", stage, "--until", f"eval_{stage}"])
         assert done.returncode == 0, done.stderr
         report = json.loads((runs / f"{recipe}-mini/report.json").read_text())
