@@ -240,9 +240,8 @@ def _check_references(stages: Mapping[str, Stage]) -> None:
                 address = card.parse_card_ref(ref.target)
                 card.load_card(address.name).check(address.split or stage.default_split(field_name), address.config)
             if made and wanted[field_name] not in made:
-                raise ReferenceError(
-                    f"stages.{name}.{field_name}: {ref} is a {made[0]}, a {wanted[field_name]} belongs here"
-                )
+                kinds = f"is of the kind {made[0]}, one of the kind {wanted[field_name]} belongs here"
+                raise ReferenceError(f"stages.{name}.{field_name}: {ref} {kinds}")
         earlier[name] = stage
 
 

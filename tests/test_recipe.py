@@ -117,9 +117,12 @@ def test_a_scale_reference_is_replaced_by_what_the_scale_calls_so(toy):
         ("stages: {model: {kind: sum, data: 'stage:dta'}}", "there is no stage 'dta'"),
         (
             "stages: {data: {kind: count}, look: {kind: look, model: 'stage:data'}}",
-            "is a dataset, a checkpoint belongs",
+            "is of the kind dataset, one of the kind checkpoint",
         ),
-        ("stages: {model: {kind: sum, data: 'hub:a/b@main'}}", "is a checkpoint, a dataset belongs here"),
+        (
+            "stages: {model: {kind: sum, data: 'hub:a/b@main'}}",
+            "is of the kind checkpoint, one of the kind dataset belongs here",
+        ),
         ("stages: {model: {kind: sum, data: 'card:no_such_card'}}", "no_such_card"),
         ("stages: {model: {kind: sum, data: 'hub:a/b'}}", "does not have the form hub:ORG/NAME@REVISION"),
         ("stages: {model: {kind: sum, data: 'data'}}", "'data' is not a reference"),
@@ -190,7 +193,7 @@ def test_a_run_reference_starts_from_another_runs_stage(toy, r1):
     r1("run", "toy", "--run", "first")
     write(toy, "recipes/second", "stages: {model: {kind: sum, data: 'run:first/data', rate: 3.0}}")
     assert r1("run", "second")[0] == 0
-    with pytest.raises(ReferenceError, match="is a checkpoint, a dataset belongs here"):
+    with pytest.raises(ReferenceError, match="is of the kind checkpoint, one of the kind dataset belongs here"):
         load_recipe("second", "mini", args=["stages.model.data=run:first/model"])
 
 
