@@ -56,7 +56,9 @@ $(if $(UNREAD),$(error $(firstword $(UNREAD))=… is nothing that `make $(MAKECM
 	@echo "error: there is no verb '$@'" >&2; echo 'hint: `make` lists them; a recipe is a verb too' >&2; exit 2
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {line = sprintf("  make %-18s", $$1); n = split($$2, word, " "); \
+	  for (i = 1; i <= n; i++) {if (length(line word[i]) > 78) {print line; line = sprintf("%25s", "")} line = line " " word[i]} \
+	  print line}' Makefile
 
 setup: $(VENV)/.ready  ## make .venv with everything for the CPU (about 2 minutes)
 
