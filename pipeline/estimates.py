@@ -1,12 +1,13 @@
 """How long the stages of a plan will take, as far as that is known.
 
 From finished runs on this machine where there are some: a stage of the same name, scale, kind and settings (any
-seed) that read the same references. Else from `minutes:` in the scale file. A stage that was cut off is expected to
-take what is left of that.
+seed) that read the same references. Else from `minutes:` in the scale file, in proportion to the steps and samples that
+ARGS ask for. A stage that was cut off is expected to take what is left of that.
 """
 
 from collections.abc import Iterable
 from contextlib import suppress
+from math import prod
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,10 @@ from pipeline.artifact import MANIFEST, read_or_empty
 from pipeline.places import runs_folder
 from pipeline.plan import DONE, RESUME, Line, partial_folder, record_of
 from pipeline.provenance import hardware
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, load_recipe
+
+SIZES = ("max_steps", "num_problems", "num_generations", "num_samples")
+"""Settings that the time of a stage is in proportion to, wherever it has them."""
 
 
 def expected_seconds(recipe: Recipe, lines: Iterable[Line]) -> dict[str, float | None]:
@@ -25,7 +29,14 @@ def expected_seconds(recipe: Recipe, lines: Iterable[Line]) -> dict[str, float |
 def whole_seconds(recipe: Recipe, stage: str) -> float | None:
     """What a stage takes from beginning to end."""
     found = _measured(recipe, stage)
-    return 60 * recipe.minutes[stage] if found is None and stage in recipe.minutes else found
+    return _as_written(recipe, stage) if found is None and stage in recipe.minutes else found
+
+
+def _as_written(recipe: Recipe, stage: str) -> float:
+    """What the scale says of the stage as the recipe has it, made longer or shorter as ARGS ask."""
+    asked, written = recipe.stages[stage], load_recipe(recipe.name, recipe.scale).stages.get(stage)
+    sizes = ((getattr(asked, name, None), getattr(written, name, None)) for name in SIZES)
+    return 60 * recipe.minutes[stage] * prod(here / there for here, there in sizes if here and there)
 
 
 def _left(recipe: Recipe, line: Line) -> float | None:

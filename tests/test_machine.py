@@ -13,7 +13,9 @@ import pytest
 from pipeline import needs, runner
 from pipeline.artifact import is_whole, load, publish, seal
 from pipeline.errors import ArtifactError
+from pipeline.estimates import whole_seconds
 from pipeline.lock import run_lock
+from pipeline.recipe import load_recipe
 from pipeline.stage import Workdir, read_jsonl
 from tests.conftest import TOY_CLI
 from tests.toy_stages import TOYS
@@ -160,6 +162,16 @@ def test_the_plan_expects_what_the_scale_says_until_this_machine_knows_better(to
     for strange in ('{"inputs": {"data": [{}]}}', '{"settings": []}', '{"inputs": 3}'):
         (toy / "runs/toy-mini/data/manifest.json").write_text(strange)
         assert "expected in all: 12 min" in r1("plan", "toy", "--run", "other")[1]
+
+
+def test_the_plan_expects_less_of_a_shortened_stage(monkeypatch, tmp_path):
+    monkeypatch.setenv("R1_RUNS", str(tmp_path))
+    shortened = load_recipe("r1-full", "mini", args=["grpo.max_steps=9", "evaluate.num_problems=null"])
+    whole = load_recipe("r1-full", "mini")
+    assert whole_seconds(whole, "r1_zero") == 60 * whole.minutes["r1_zero"]
+    assert whole_seconds(shortened, "r1_zero") == pytest.approx(9 / 45 * whole_seconds(whole, "r1_zero"))
+    assert whole_seconds(shortened, "eval_r1_zero") == whole_seconds(whole, "eval_r1_zero")
+    assert whole_seconds(shortened, "second_sft") == whole_seconds(whole, "second_sft")
 
 
 def test_the_plan_says_what_licences_forbid(toy, r1, monkeypatch):
