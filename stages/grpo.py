@@ -91,7 +91,7 @@ class GRPO(TrainingStage, SamplingStage):
     max_steps: int = Field(100, ge=1, description="updates of the policy")
     num_problems: int = Field(32, ge=1, description="problems in each step")
     num_generations: int = Field(8, ge=2, description="responses to each problem: the group G")
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=0.01)
 
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
     beta: float = Field(0.0, ge=0, description="weight of the KL term that ties the policy to the reference")

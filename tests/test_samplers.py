@@ -120,6 +120,12 @@ def test_the_recorded_logprobs_are_those_of_a_whole_forward_pass(sampler: Transf
     assert torch.allclose(torch.tensor(c.logprobs), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-5])
+def test_next_to_no_temperature_draws_the_likeliest_token(temperature: float) -> None:
+    token, logprob = draw(torch.tensor([[0.0, 2.0, 1.0]]), Sampling(temperature), torch.ones(1))
+    assert token.tolist() == [1] and logprob.isfinite().all()
+
+
 def test_drawing_follows_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]]).expand(20000, 4)
     uniforms = torch.rand(20000, generator=torch.Generator().manual_seed(0))

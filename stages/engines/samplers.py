@@ -31,6 +31,8 @@ from stages.engines.token_budget import lowered
 
 # Rows leave the cache when this share of the batch has finished: each removal copies the cache.
 _FINISHED_SHARE = 0.25
+_COLDEST = 0.01
+"""Below it the likeliest token is drawn: logits divided by less leave what numbers hold. vLLM goes no lower either."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,12 @@ class TransformersSampler:
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, uniforms_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples one token a row by inverting the cumulative distribution at `uniforms_R`; temperature 0 is greedy.
+    """Samples one token a row by inverting the cumulative distribution at `uniforms_R`; the likeliest if too cold.
 
     Returns token ids (R,) and their log-probabilities under the distribution that was sampled from (R,).
     """
     logits = logits.float()
-    if sampling.temperature == 0:
+    if sampling.temperature < _COLDEST:
         token = logits.argmax(-1)
         return token, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
     logprobs = (logits / sampling.temperature).log_softmax(-1)
