@@ -22,7 +22,7 @@ from pipeline.refs import DatasetRef
 from pipeline.stage import Inputs, Runtime, Workdir, read_jsonl
 from stages.rows import sources_of
 from stages.sampling import Template
-from stages.training import TrainingStage, merge_metrics
+from stages.training import Schedule, TrainingStage, merge_metrics
 
 
 class SFT(TrainingStage):
@@ -47,7 +47,7 @@ class SFT(TrainingStage):
     max_steps: int | None = Field(None, ge=1, description="updates of the model; null = as the epochs need")
     batch_size: int = Field(64, ge=1, description="demos in each step")
     learning_rate: float = Field(5e-5, gt=0)
-    lr_scheduler_type: str = "cosine_with_min_lr"
+    lr_scheduler_type: Schedule = "cosine_with_min_lr"
     min_lr_rate: float = Field(0.1, ge=0, le=1, description="where the cosine ends, as a share of the learning rate")
     loss_on_prompt: bool = Field(False, description="learn the prompts too, not only the responses")
 

@@ -19,6 +19,38 @@ from stages.memory_plan import Shape
 MERGE_FILE = "merge.json"
 CUDA_OPTIMISERS = ("8bit", "4bit", "paged", "ademamix")
 """What the names of optimisers have in them whose kernels need CUDA."""
+Optimiser = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "sgd",
+    "adafactor",
+    "adagrad",
+    "rmsprop",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_8bit",
+    "lion_32bit",
+    "paged_lion_8bit",
+    "paged_lion_32bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_8bit",
+    "paged_ademamix_32bit",
+]
+"""Those of transformers that torch and bitsandbytes bring along."""
+Schedule = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_min_lr",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+]
+"""Those of transformers that no further setting is needed for."""
 GROWING_SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 """Lets the blocks of torch's allocator grow on CUDA: large tensors that come and go leave no gaps between them."""
 
@@ -42,9 +74,9 @@ class TrainingStage(Stage, ABC):
     model: CheckpointRef = Field(description="the checkpoint to start from")
 
     learning_rate: float = Field(1e-5, gt=0)
-    lr_scheduler_type: str = "constant_with_warmup"
+    lr_scheduler_type: Schedule = "constant_with_warmup"
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises to its value")
-    optim: str = "adamw_torch_fused"
+    optim: Optimiser = "adamw_torch_fused"
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)

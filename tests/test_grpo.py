@@ -6,10 +6,12 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from pipeline.errors import ConfigError, DataError, Interrupted, ModelError, ResourceError
 from pipeline.refs import Ref
@@ -18,7 +20,7 @@ from stages.engines.merging import merge_and_save
 from stages.engines.models import load_model, load_tokenizer
 from stages.engines.samplers import Sampling, TransformersSampler
 from stages.grpo import GRPO, closing_means, usable
-from stages.training import Lora
+from stages.training import Lora, Optimiser, Schedule
 from tests.toy_model import save_toy_model
 
 
@@ -279,6 +281,11 @@ REFUSED = {
     "all weights for a server": ({"sampler": "vllm_server"}, ConfigError, "sent the adapter of each step"),
     "vLLM without CUDA": ({"sampler": "vllm"}, ResourceError, "sampler 'vllm'"),
 }
+
+
+def test_optimisers_and_schedules_have_transformers_names() -> None:
+    assert set(get_args(Optimiser)) <= {name.value for name in OptimizerNames}
+    assert set(get_args(Schedule)) <= {name.value for name in SchedulerType}
 
 
 UNFIT = {

@@ -153,6 +153,8 @@ def test_a_mistake_in_a_recipe_is_one_sentence(toy, r1, recipe, sentence):
         ("grpo.rewards=[{kind:accuracy}]", "rewards.0: its kind is not said", "with a space behind the colon"),
         ("grpo.rewards=[accuracy]", "rewards.0: its kind is not said", "write `{kind: NAME}`"),
         ("grpo.rewards=accuracy", "rewards: Input should be a valid list (given: 'accuracy')", ""),
+        ("grpo.optim=adamw", "stages.r1_zero.optim: Input should be 'adamw_torch', ", ""),
+        ("grpo.lr_scheduler_type=cosin", "lr_scheduler_type: Input should be 'constant', ", ""),
         ("grpo.num_generatons=3", "grpo has no setting 'num_generatons'", "did you mean 'num_generations'?"),
     ],
 )
