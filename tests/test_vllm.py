@@ -126,7 +126,7 @@ def test_nf4_training_with_vllm_runs_and_the_engines_agree() -> None:
 
 FEW_STEPS = [
     *("stages.r1_zero.rewards=[{kind: soft_overlong_punishment, soft_punish_cache: 0.99}]", "grpo.quantization=nf4"),
-    *("grpo.max_steps=8", "grpo.save_steps=1", "grpo.num_problems=8", "grpo.num_generations=8"),
+    *("grpo.max_steps=5", "grpo.save_steps=1", "grpo.num_problems=8", "grpo.num_generations=8"),
     *("grpo.max_completion_length=64", "grpo.vllm.gpu_memory_utilization=0.2", "grpo.vllm.max_model_len=512"),
     *("grpo.vllm.enforce_eager=true", "grpo.vllm.attention_backend=FLASH_ATTN"),
 ]
@@ -179,5 +179,5 @@ def test_nothing_of_vllm_outlives_a_kill_and_the_same_command_goes_on(
     assert not alive and process.wait(90)
     assert free - torch.cuda.mem_get_info()[0] < 2**28
     assert subprocess.run(command, cwd=ROOT).returncode == 0
-    assert [row["step"] for row in read_jsonl(tmp_path / "x/r1_zero/metrics.jsonl")] == list(range(1, 9))
+    assert [row["step"] for row in read_jsonl(tmp_path / "x/r1_zero/metrics.jsonl")] == [1, 2, 3, 4, 5]
     assert not abandoned_folders()
