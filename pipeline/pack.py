@@ -36,7 +36,7 @@ from pipeline.errors import ArtifactError, ResourceError
 from pipeline.lock import RETRY_S, pack_lock
 from pipeline.provenance import hardware
 from pipeline.recipe import build_stage
-from pipeline.stage import Inputs
+from pipeline.stage import Inputs, locate
 from pipeline.written import Written
 from stages import STAGES
 
@@ -132,8 +132,8 @@ def _newest_files(checkpoints: Path) -> list[Path]:
 def unpack(archive: Path, runs: Path) -> Path:
     """Puts a packed run into `runs` and makes its merged weights again; returns the run's folder.
 
-    Raises ArtifactError for a file that is no packed run, for one that was changed, and where a run of that name is
-    there already. The run appears when it is whole.
+    Raises ArtifactError for a file that is no packed run, for one that was changed, where a run of that name is there
+    already, and where it rests on another run that is not. The run appears when it is whole.
     """
     run = _name_of(archive)
     target = runs / run
@@ -193,6 +193,9 @@ def _merge_again(folder: Path, settings: dict[str, Any]) -> None:
     from stages.engines.models import quiet
 
     stage = build_stage(folder.name, settings.pop("kind"), settings)
+    for field, ref in stage.references():
+        if field == "model" and ref.scheme == "run" and not locate(ref, folder.parent).is_dir():
+            raise ArtifactError(f"the packed run rests on {ref}, which is not here", hint="unpack that run first")
     with quiet():
         merge_again(Inputs(stage, folder.parent).checkpoint("model"), folder, settings.get("quantization"))
     manifest = read_json(folder / MANIFEST)

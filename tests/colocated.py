@@ -19,6 +19,7 @@ from stages.engines.samplers import Completion, Sampling, encode_prompts
 from stages.grpo import GRPO
 from stages.sampling import Vllm
 from stages.training import Lora
+from tests.test_grpo import ToyInputs, problems
 
 MODEL = Path("models/smollm2-135m")
 PROMPTS = [f"What is {a} plus {b}? Answer:" for a, b in ((3, 4), (17, 25), (8, 90), (61, 7))]
@@ -98,17 +99,6 @@ class OddSum(GRPO):
         return [{"reward": value, "reward/accuracy": value} for value in odd]
 
 
-class ToyInputs:
-    """Stands in for `pipeline.stage.Inputs`."""
-
-    def checkpoint(self, field: str) -> ModelSource:
-        return ModelSource(str(MODEL.resolve()))
-
-    def rows(self, field: str, limit: int | None = None) -> list[dict[str, str]]:
-        row = {"checker": "math", "domain": "arithmetic", "language": "en"}
-        return [{"id": f"p{i}", "prompt": f"{i}+{i}", "answer": str(2 * i), **row} for i in range(12)]
-
-
 def trained() -> dict[str, Any]:
     """The gap in every step of a GRPO stage in nf4."""
     settings: dict[str, Any] = {"model": "path:base", "problems": ["path:problems"], "rewards": [{"kind": "accuracy"}]}
@@ -116,7 +106,7 @@ def trained() -> dict[str, Any]:
     settings |= {"lora": Lora(rank=16, alpha=32), "learning_rate": 1e-4, "template": "chat", "num_iterations": 2}
     stage = OddSum(**settings, max_steps=6, num_problems=4, num_generations=8, max_completion_length=64)
     with tempfile.TemporaryDirectory() as folder:
-        stage.run(ToyInputs(), Workdir(Path(folder)))  # type: ignore[arg-type]
+        stage.run(ToyInputs(MODEL.resolve(), problems()), Workdir(Path(folder)))  # type: ignore[arg-type]
         return {"gaps": [row["engine_gap"] for row in read_jsonl(Path(folder) / "metrics.jsonl")]}
 
 

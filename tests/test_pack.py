@@ -99,6 +99,22 @@ def test_a_run_that_is_there_already_is_not_touched(run_dir: Path, tmp_path: Pat
     assert load_model(run_dir / "policy", device="cpu")
 
 
+def test_a_run_that_rests_on_another_asks_for_that_one_first(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R1_RUNS", str(tmp_path / "there"))
+    shutil.copytree(run_dir, second := tmp_path / "here/second")
+    recipe = read_json(second / "recipe.json")
+    recipe["stages"]["policy"]["model"] = "run:first/base"
+    write_json(second / "recipe.json", recipe)
+    archive = pack(second, tmp_path / "second.tar.gz")
+    with pytest.raises(ArtifactError, match="rests on run:first/base, which is not here") as refused:
+        unpack(archive, tmp_path / "there")
+    assert "unpack that run first" in refused.value.hint and not (tmp_path / "there/second").exists()
+    unpack(pack(run_dir, tmp_path / "first.tar.gz"), tmp_path / "there")
+    assert load(unpack(archive, tmp_path / "there") / "policy")
+
+
 def test_what_is_no_packed_run_is_one_sentence(tmp_path: Path, r1: Any) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"no archive")
     code, output = r1("unpack", str(tmp_path / "x.tar.gz"))

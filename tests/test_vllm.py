@@ -23,10 +23,12 @@ import torch
 from pipeline.artifact import read_json
 from pipeline.errors import ModelError
 from pipeline.places import ROOT
-from pipeline.stage import read_jsonl
+from pipeline.stage import ModelSource, read_jsonl
 from stages.engines import grpo_run
 from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
+from stages.engines.models import load_tokenizer
 from stages.engines.samplers import Sampling, TransformersSampler
+from stages.engines.vllm_sampler import ServerSampler
 from tests.test_grpo import toy, train
 from tests.torture import kill
 from tests.toy_model import save_toy_model
@@ -84,6 +86,26 @@ def test_an_engine_that_samples_from_another_model_ends_the_stage(
         trained_with(3.0, base, tmp_path, monkeypatch)
 
 
+class ToyServer(ServerSampler):
+    """A server that answers as `vllm serve` does, and refuses what it refuses."""
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return {"data": [{"id": "base"}]}
+
+    def _post(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
+        assert payload["temperature"] > 0 or payload["n"] == 1  # "n must be 1 when using greedy sampling"
+        one = {"token_ids": [52], "finish_reason": "stop", "logprobs": {"token_logprobs": [-0.5]}}
+        return {"choices": [one] * payload["n"] * len(payload["prompt"])}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-4, 0.7])
+def test_vllm_draws_the_likeliest_response_once_and_it_stands_for_all(base: Path, temperature: float) -> None:
+    sampler = ToyServer("http://toy", load_tokenizer(ModelSource(str(base))))
+    groups = sampler.generate(["1+1", "2+2"], 4, Sampling(temperature))
+    assert [len(group) for group in groups] == [4, 4]
+    sampler.close()
+
+
 @pytest.mark.parametrize(
     ("sampler", "has_vllm", "grows"),
     [("auto", True, False), ("vllm", True, False), ("auto", False, True), ("transformers", True, True)],
@@ -127,8 +149,9 @@ def test_nf4_training_with_vllm_runs_and_the_engines_agree() -> None:
 FEW_STEPS = [
     *("stages.r1_zero.rewards=[{kind: soft_overlong_punishment, soft_punish_cache: 0.99}]", "grpo.quantization=nf4"),
     *("grpo.max_steps=5", "grpo.save_steps=1", "grpo.num_problems=8", "grpo.num_generations=8"),
-    *("grpo.max_completion_length=64", "grpo.vllm.gpu_memory_utilization=0.2", "grpo.vllm.max_model_len=512"),
-    *("grpo.vllm.enforce_eager=true", "grpo.vllm.attention_backend=FLASH_ATTN"),
+    # Of five steps at the scale's rate bf16 would keep less than half.
+    *("grpo.learning_rate=2e-3", "grpo.max_completion_length=64", "grpo.vllm.gpu_memory_utilization=0.2"),
+    *("grpo.vllm.max_model_len=512", "grpo.vllm.enforce_eager=true", "grpo.vllm.attention_backend=FLASH_ATTN"),
 ]
 
 

@@ -45,6 +45,11 @@ class Sampling:
     seed: int = 0
     stop: tuple[str, ...] = ()
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is drawn every time."""
+        return self.temperature < _COLDEST
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -172,7 +177,7 @@ def draw(logits: torch.Tensor, sampling: Sampling, uniforms_R: torch.Tensor) -> 
     Returns token ids (R,) and their log-probabilities under the distribution that was sampled from (R,).
     """
     logits = logits.float()
-    if sampling.temperature < _COLDEST:
+    if sampling.is_greedy:
         token = logits.argmax(-1)
         return token, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
     logprobs = (logits / sampling.temperature).log_softmax(-1)

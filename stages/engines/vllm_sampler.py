@@ -113,8 +113,7 @@ class VllmSampler:
 
         self._wake()
         params = SamplingParams(
-            n=n,
-            temperature=sampling.temperature,
+            **_drawn(n, sampling),
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
             logprobs=0,
@@ -126,7 +125,8 @@ class VllmSampler:
         inputs = [{"prompt_token_ids": ids} for ids in encode_prompts(self.tokenizer, prompts)]
         with _seeded(sampling.seed):
             outputs = self._llm.generate(inputs, params, use_tqdm=False, lora_request=self._lora)
-        return [[self._completion(found, sampling) for found in output.outputs] for output in outputs]
+        groups = [[self._completion(found, sampling) for found in output.outputs] for output in outputs]
+        return [group * (n // len(group)) for group in groups]
 
     def sleep(self) -> None:
         """Weights to the CPU's memory or dropped (`vllm.sleep_level`), cache dropped; only beside training."""
@@ -194,8 +194,7 @@ class ServerSampler:
         payload = {
             "model": self._loaded or self.name,
             "prompt": encode_prompts(self.tokenizer, prompts),
-            "n": n,
-            "temperature": sampling.temperature,
+            **_drawn(n, sampling),
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
             "seed": sampling.seed % 2**31,
@@ -205,7 +204,8 @@ class ServerSampler:
         }
         choices = self._post("/v1/completions", payload)["choices"]
         found = [self._completion(choice, sampling) for choice in choices]
-        return [found[i : i + n] for i in range(0, len(found), n)]
+        drawn = len(found) // len(prompts)
+        return [found[i : i + drawn] * (n // drawn) for i in range(0, len(found), drawn)]
 
     def sleep(self) -> None:
         """The server has its own GPU."""
@@ -284,6 +284,11 @@ def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{owner}.weight", (parameter.float() + delta.float()).to(parameter.dtype)
         elif ".lora_" not in name:
             yield name.replace(".base_layer", ""), parameter.data
+
+
+def _drawn(n: int, sampling: Sampling) -> dict[str, Any]:
+    """How many responses vLLM draws, and how warm: it refuses to draw the likeliest one more than once."""
+    return {"n": 1, "temperature": 0.0} if sampling.is_greedy else {"n": n, "temperature": sampling.temperature}
 
 
 def _adapter_folder() -> Path:
