@@ -230,8 +230,9 @@ def _cache(stage: SamplingStage, shape: Shape, device: Device) -> tuple[float, f
     if uses_vllm(stage, device):
         is_packed = getattr(stage, "quantization", None) == "nf4"
         packed = shape.layers * shape.linear_weights * (2 - NF4_BYTES) if is_packed else 0
-        least = 2.0 * num_weights(shape) - packed + each * row
-        return stage.vllm.gpu_memory_utilization * device.total_bytes, least
+        weights, told = 2.0 * num_weights(shape) - packed, stage.vllm.kv_cache_memory_gb
+        planned = weights + told * GIB if told else stage.vllm.gpu_memory_utilization * device.total_bytes
+        return planned, weights + each * row
     group = row * _group(stage)
     return float(each * max(group, min(CACHED_TOKENS, group * _num_problems(stage)))), float(each * group)
 

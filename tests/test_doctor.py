@@ -121,6 +121,14 @@ def test_what_the_core_does_not_train_is_not_forecast_by_its_plan(stage: RewardM
     assert whole.activations > 5 * lean.activations > 0  # the core's plan knows no such setting
 
 
+def test_a_cache_that_vllm_is_told_the_size_of_is_counted_as_such_on_every_card() -> None:
+    args = ["grpo.vllm.kv_cache_memory_gb=8", "grpo.vllm.gpu_memory_utilization=0.15"]
+    stage = load_recipe("r1-zero", "smollm2-135m", args=args).stages["r1_zero"]
+    for card in (Device("80 GB", 80e9, has_vllm=True), Device("141 GB", 141e9, has_vllm=True)):
+        found = forecast(stage, shape("path:models/smollm2-135m"), card)
+        assert found and found.cache / GIB == pytest.approx(8.25, abs=0.1)  # and 0.25 for the weights
+
+
 def test_what_fits_is_said_of_the_phase_with_the_longest_responses() -> None:
     card, small = Device("24 GB", 24e9), shape("hub:Qwen/Qwen2.5-1.5B")
     phases = ({"from_fraction": 0.5, "length": 4, "generations": 2},)
