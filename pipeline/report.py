@@ -109,6 +109,17 @@ def alarm_notes(run: Run) -> list[str]:
     return notes
 
 
+def rounding_notes(run: Run) -> list[str]:
+    """A sentence for every model that training changed by so little that its weights cannot hold half of it."""
+    found = [(stage.name, stage.value("merge_effect"), stage.value("merge_kept")) for stage in run.stages]
+    return [
+        f"{name} changed its model by so little ({effect.value:.1g} nats a token) that rounding kept {kept.value:.0%} "
+        "of it in the saved weights: train longer, or at a higher rate."
+        for name, effect, kept in found
+        if effect and kept and (kept.value or 0) < 0.5 and effect.value
+    ]
+
+
 def comparison_notes(run: Run) -> list[str]:
     """A sentence for every evaluation that measured something else, or otherwise, than the first one did."""
     notes = []
@@ -144,7 +155,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "generated": datetime.now(UTC).isoformat(timespec="seconds"),
         "learned": learned(run),
-        "notes": run.notes + alarm_notes(run) + comparison_notes(run),
+        "notes": run.notes + alarm_notes(run) + rounding_notes(run) + comparison_notes(run),
         "stages": [_stage_json(stage) for stage in run.stages],
         "changes": report_tables.changes([*report_tables.steps_of(run), *report_tables.steps_beside(run)]),
         "beside": _beside_json(run),
@@ -212,7 +223,7 @@ def _page(run: Run) -> dict[str, Any]:
         "run": run,
         "duration": duration,
         "learned": learned(run),
-        "notes": run.notes + alarm_notes(run) + comparison_notes(run),
+        "notes": run.notes + alarm_notes(run) + rounding_notes(run) + comparison_notes(run),
         "generated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "columns": columns,
         "rows": rows,

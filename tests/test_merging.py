@@ -1,6 +1,7 @@
 """Saving what was trained: what rounding does is let through, what a fault does is not, small adapters included."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from pipeline.errors import ModelError
-from stages.engines.merging import compare, merge_and_save
+from stages.engines.merging import check, compare, merge_and_save
 from stages.engines.models import attach_lora, load_classifier, load_model, load_tokenizer
 from tests.toy_model import save_toy_model
 
@@ -50,6 +51,15 @@ def test_rounding_to_bf16_is_measured_and_let_through(base: Path, tmp_path: Path
     found = saved(adapted(base, 0.1, torch.bfloat16), base, tmp_path)
     assert 0 < found["merge_drift"] < 1e-3 and 0.9 < found["merge_kept"] < 1.1
     assert load_model(tmp_path, dtype=torch.bfloat16, device="cpu").dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "effect", "refused"), [("bfloat16", 3e-4, 0), ("bfloat16", 2e-3, 1), ("float32", 3e-4, 1)]
+)
+def test_only_what_rounding_explains_may_be_lost(dtype: str, effect: float, refused: int, tmp_path: Path) -> None:
+    found = {"merge_drift": 1.2e-4, "merge_effect": effect, "merge_kept": 0.43}  # about what five steps of SmolLM2 left
+    with pytest.raises(ModelError, match="keeps 43% of what") if refused else nullcontext():
+        check(found, getattr(torch, dtype), tmp_path)
 
 
 def test_weights_that_training_blew_up_are_told_as_what_they_are(base: Path, tmp_path: Path) -> None:

@@ -138,6 +138,16 @@ def test_reward_hacking_becomes_a_note(tmp_path: Path) -> None:
     assert note.startswith("final_rl may be hacking its reward model: in 1 of 5 looks, first after step 85")
 
 
+def test_a_change_that_the_saved_weights_cannot_hold_becomes_a_note(tmp_path: Path) -> None:
+    run_dir = write_full_run(tmp_path)
+    assert not report.rounding_notes(read_run(run_dir))
+    manifest = json.loads((run_dir / "r1_zero/manifest.json").read_text())
+    manifest["metrics"] |= {"merge_effect": 3e-4, "merge_kept": 0.43}
+    (run_dir / "r1_zero/manifest.json").write_text(json.dumps(manifest))
+    [note] = report.rounding_notes(read_run(run_dir))
+    assert note.startswith("r1_zero changed its model by so little (0.0003 nats a token) that rounding kept 43% of it")
+
+
 def test_an_unfinished_full_run_shows_what_there_is(tmp_path: Path) -> None:
     found = written(write_full_run(tmp_path, without=("final_rl", "eval_final_rl", "reasoning_data")))
     assert states(found).count("to do") == 3

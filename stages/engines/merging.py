@@ -7,7 +7,8 @@ The sum of weights and adapter is made in fp32 and rounded once to the type of t
 nothing: a change of less than half a step of a weight (about 0.2 % of it) is rounded away. So the check asks what was
 lost of the adapter's own effect, on predictions computed in fp32, where rounding of activations does not blur it. On
 the mini base in bf16 adapters that change predictions by 2e-3 nats a token keep 94 % of that, by 2e-4 72 %, by 2e-5
-46 %; training in fp32 (a CPU, or all weights) loses nothing.
+46 %, on SmolLM2 by less than 4e-4 43 %; training in fp32 (a CPU, or all weights) loses nothing. What a short trial
+changes is therefore let through as it is rounded, and the report says so.
 """
 
 import math
@@ -30,8 +31,8 @@ from stages.training import MERGE_FILE
 MOST_DRIFT = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
 # Share of the adapter's effect that a merge may lose (or add).
 MOST_LOST = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
-# An adapter that changes less than this has done nothing that could be lost.
-LEAST_EFFECT = 1e-4
+# Of an adapter that changes less than this (nats a token) rounding alone may leave nothing.
+LEAST_EFFECT = {torch.float32: 1e-4, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
 
 def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -64,7 +65,7 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
     saved = _predictions(reload(folder, dtype=torch.float32, device=model.device), probe)
     found = compare(trained, saved, untrained)
     write_json(folder / MERGE_FILE, found)
-    _check(found, dtype, folder)
+    check(found, dtype, folder)
 
 
 def merge_again(source: ModelSource, folder: Path, quantization: Quantization | None) -> None:
@@ -103,11 +104,11 @@ def drift(before: torch.Tensor, after: torch.Tensor) -> float:
     return float((before.exp() * (before - after)).sum(-1).mean())
 
 
-def _check(found: dict[str, float], dtype: torch.dtype, folder: Path) -> None:
+def check(found: dict[str, float], dtype: torch.dtype, folder: Path) -> None:
     if math.isnan(found["merge_drift"]):
         hint = "lower learning_rate, or set max_grad_norm: it moved the weights too far"
         raise ModelError(f"training ended in weights that are not numbers (NaN), in {folder}", hint=hint)
-    has_effect = found.get("merge_effect", 0.0) >= LEAST_EFFECT
+    has_effect = found.get("merge_effect", 0.0) >= LEAST_EFFECT[dtype]
     is_lost = has_effect and not abs(1 - found["merge_kept"]) <= MOST_LOST[dtype]  # also true for NaN
     if is_lost or not found["merge_drift"] <= MOST_DRIFT[dtype]:
         kept = f", it keeps {found['merge_kept']:.0%} of what the adapter changed" if "merge_kept" in found else ""
