@@ -50,7 +50,7 @@ Schedule = Literal[
     "polynomial",
     "inverse_sqrt",
 ]
-"""Those of transformers that no further setting is needed for."""
+"""Of transformers. `cosine_with_min_lr` ends at `min_lr_rate` of SFT, elsewhere at `trl: {lr_scheduler_kwargs: …}`."""
 GROWING_SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 """Lets the blocks of torch's allocator grow on CUDA: large tensors that come and go leave no gaps between them."""
 

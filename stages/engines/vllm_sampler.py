@@ -191,7 +191,7 @@ class ServerSampler:
 
     def generate(self, prompts: Sequence[str], n: int, sampling: Sampling) -> list[list[Completion]]:
         """See `Sampler.generate`."""
-        payload = {
+        payload: dict[str, Any] = {
             "model": self._loaded or self.name,
             "prompt": encode_prompts(self.tokenizer, prompts),
             **_drawn(n, sampling),
@@ -204,7 +204,7 @@ class ServerSampler:
         }
         choices = self._post("/v1/completions", payload)["choices"]
         found = [self._completion(choice, sampling) for choice in choices]
-        drawn = len(found) // len(prompts)
+        drawn = payload["n"]
         return [found[i : i + drawn] * (n // drawn) for i in range(0, len(found), drawn)]
 
     def sleep(self) -> None:
