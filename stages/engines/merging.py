@@ -3,12 +3,12 @@
 Reads a model at the end of its training; writes safetensors, config and tokenizer to a folder, the adapter beside
 them in `adapter/`, and `merge.json`, how well the saved model computes what was trained.
 
-The sum of weights and adapter is made in fp32 and rounded once to the type of the weights. In bf16 that is not
-nothing: a change of less than half a step of a weight (about 0.2 % of it) is rounded away. So the check asks what was
-lost of the adapter's own effect, on predictions computed in fp32, where rounding of activations does not blur it. On
-the mini base in bf16 adapters that change predictions by 2e-3 nats a token keep 94 % of that, by 2e-4 72 %, by 2e-5
-46 %, on SmolLM2 by 1.5e-4 74 %, by 4e-5 51 %, by 3e-6 32 %; training in fp32 (a CPU, or all weights) loses nothing.
-What a short trial changes is therefore let through as it is rounded, and the report says so.
+The sum of weights and adapter is made in fp32 and rounded once to the type of the weights. Sum and file are checked
+each by itself: the sum must compute what was trained, as exactly as fp32 does, and what is read from the file what was
+rounded. What rounding itself costs is measured and let through, with a note in the report where it is half of what
+training changed: in bf16 a change of less than half a step of a weight (about 0.2 % of it) is rounded away. On SmolLM2
+adapters that change predictions by 1.5e-4 nats a token keep 74 % of that, by 4e-5 51 %, by 3e-6 32 %, and five steps of
+RL 43 and 45 %; the stages of its finished chains 83 % and more. Training in fp32 (a CPU, or all weights) loses nothing.
 """
 
 import math
@@ -27,20 +27,17 @@ from pipeline.stage import ModelSource
 from stages.engines.models import Quantization, is_classifier, load_classifier, load_model, quiet
 from stages.training import MERGE_FILE
 
-# Drift of a saved model (see `drift`) that no rounding of its weights explains.
-MOST_DRIFT = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
-# Share of the adapter's effect that a merge may lose (or add).
-MOST_LOST = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
-# Of an adapter that changes less than this (nats a token) rounding alone may leave nothing.
-LEAST_EFFECT = {torch.float32: 1e-4, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+# Drift (see `drift`) that computing the same in another order in fp32 explains, and the share of an effect.
+MOST_DRIFT, MOST_LOST = 1e-4, 0.01
+# Of an adapter that changes less than this (nats a token) that share cannot be told.
+LEAST_EFFECT = 1e-4
 
 
 def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes merged weights, config and tokenizer to `folder`, and checks what was written.
 
-    The saved model is loaded again and its predictions are compared with those of the trained one. Raises ModelError
-    if they differ by more than rounding, or if more than a share (`MOST_LOST`) of what the adapter changed is gone.
-    `model` cannot be trained further.
+    Raises ModelError if the merged model does not compute what was trained, or if the saved one, loaded again, differs
+    from the merged one by more than the type it was rounded to. `model` cannot be trained further.
     """
     dtype = _stored_dtype(model)
     probe = torch.randint(0, min(model.config.vocab_size, len(tokenizer)), (4, 32), generator=_seeded(0))
@@ -54,18 +51,20 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
         (folder / "adapter/README.md").unlink()  # PEFT's form to fill in; the folder has a card of its own
         model = _unpacked(model, folder / "adapter")
     model = model.to(_roomy_device(model)).float()
-    trained = _predictions(model, probe)
+    merged = trained = _predictions(model, probe)
     if is_adapted:
         with model.disable_adapter():
             untrained = _predictions(model, probe)
         model = _merged(model, folder / "adapter")
+        merged = _predictions(model, probe)
     model.to(dtype).save_pretrained(folder, max_shard_size="20GB")
     tokenizer.save_pretrained(folder)
+    rounded = merged if dtype == torch.float32 else _predictions(model.float(), probe)
     reload = load_classifier if is_classifier(model) else load_model
     saved = _predictions(reload(folder, dtype=torch.float32, device=model.device), probe)
-    found = compare(trained, saved, untrained)
-    write_json(folder / MERGE_FILE, found)
-    check(found, dtype, folder)
+    write_json(folder / MERGE_FILE, compare(trained, saved, untrained))
+    check(compare(trained, merged, untrained), folder)
+    check({"merge_drift": drift(rounded, saved)}, folder)
 
 
 def merge_again(source: ModelSource, folder: Path, quantization: Quantization | None) -> None:
@@ -104,18 +103,18 @@ def drift(before: torch.Tensor, after: torch.Tensor) -> float:
     return float((before.exp() * (before - after)).sum(-1).mean())
 
 
-def check(found: dict[str, float], dtype: torch.dtype, folder: Path) -> None:
+def check(found: dict[str, float], folder: Path) -> None:
+    """Raises ModelError where what `compare` found is more than fp32's own error."""
     if math.isnan(found["merge_drift"]):
         hint = "lower learning_rate, or set max_grad_norm: it moved the weights too far"
         raise ModelError(f"training ended in weights that are not numbers (NaN), in {folder}", hint=hint)
-    has_effect = found.get("merge_effect", 0.0) >= LEAST_EFFECT[dtype]
-    is_lost = has_effect and not abs(1 - found["merge_kept"]) <= MOST_LOST[dtype]  # also true for NaN
-    if is_lost or not found["merge_drift"] <= MOST_DRIFT[dtype]:
+    has_effect = found.get("merge_effect", 0.0) >= LEAST_EFFECT
+    is_lost = has_effect and not abs(1 - found["merge_kept"]) <= MOST_LOST  # also true for NaN
+    if is_lost or not found["merge_drift"] <= MOST_DRIFT:
         kept = f", it keeps {found['merge_kept']:.0%} of what the adapter changed" if "merge_kept" in found else ""
         raise ModelError(
             f"the model saved in {folder} does not compute what was trained: drift {found['merge_drift']:.2g}{kept}",
-            hint="the adapter and the last training checkpoint are intact; if the adapter changed very little "
-            f"({MERGE_FILE}: merge_effect), train longer or with a higher rate, for {dtype} rounds it away",
+            hint="the adapter and the last training checkpoint are intact; run the same command again",
         )
 
 
