@@ -190,10 +190,14 @@ def seconds(shape: Shape, plan: Plan, longest: int, batch_tokens: int) -> float:
     return max(sending, computing) + HIDDEN * sending + copies
 
 
-def estimated(shape: Shape, plan: Plan, allowed_bytes: int, resident: int) -> Plan:
-    """The plan with its peak and whether that is allowed; between passes all that is resident is there."""
+def estimated(shape: Shape, setup: Setup, plan: Plan, allowed_bytes: int, resident: int) -> Plan:
+    """The plan with its peak and whether that is allowed.
+
+    Between steps embedding and head are there again, but neither the gradient nor the copy of the adapter.
+    """
     during = resident - (outer_bytes(shape) if plan.outer == "host" else 0)
-    peak = max(resident, during + int(pass_bytes(shape, plan) * (1 + FRAGMENTATION)))
+    between = resident - shape.adapter_weights(setup.rank) * (setup.adapter_bytes + HALF)
+    peak = max(between, during + int(pass_bytes(shape, plan) * (1 + FRAGMENTATION)))
     return replace(plan, peak_bytes=peak, fits=peak <= allowed_bytes)
 
 
@@ -234,7 +238,9 @@ def make_plan(
     is there beside the pass, where that was measured.
     """
     there = resident_bytes(shape, setup) if resident is None else resident
-    found = [estimated(shape, plan, allowed_bytes, there) for plan in candidates(shape.hidden, longest, batch_tokens)]
+    found = [
+        estimated(shape, setup, plan, allowed_bytes, there) for plan in candidates(shape.hidden, longest, batch_tokens)
+    ]
     fitting = [plan for plan in found if plan.fits]
     if not fitting:
         return min(found, key=lambda plan: plan.peak_bytes)

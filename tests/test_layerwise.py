@@ -334,9 +334,7 @@ def test_what_a_step_makes_anew_is_gone_between_steps_and_the_next_step_is_as_ev
     assert_same(*found)
 
 
-def test_between_passes_embedding_and_head_are_where_everybody_looks_for_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_embedding_and_head_are_away_until_the_step_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     t = trainer(tmp_path, attach_lora(tiny_llama(), 4, 8), budget=40)
     core = t.core = Core(t.model, "adamw_torch")
     core.plan = replace(core.plan, outer="host")
@@ -349,7 +347,8 @@ def test_between_passes_embedding_and_head_are_where_everybody_looks_for_them(
     ):
         away.clear()
         look()
-        assert away and all(away)
+        assert away and all(away) and core.outer.away_bytes
+        core.rest()
         assert core.outer.away_bytes == 0
 
 

@@ -151,8 +151,9 @@ def test_the_code_in_a_card_loads_the_same_model_with_transformers_and_with_peft
 @pytest.mark.gpu
 def test_the_code_in_the_card_of_a_finished_model_samples_with_vllm() -> None:
     """Of the newest model of each run under `runs/`, in a process of its own."""
-    cards = sorted(runs_folder().glob("*/*/README.md"), key=lambda path: path.stat().st_mtime)
-    newest = {path.parent.parent: path.parent for path in cards if len(programs(path.parent)) == 4}
+    written = [card for recipe in runs_folder().glob("*/recipe.json") for card in write_model_cards(recipe.parent)]
+    cards = sorted(written, key=lambda card: (card.parent / "manifest.json").stat().st_mtime)
+    newest = {card.parent.parent: card.parent for card in cards if len(programs(card.parent)) == 4}
     if not newest:
         pytest.skip("no finished model under runs/; make one with `make r1-zero`")
     for folder in newest.values():

@@ -45,31 +45,36 @@ class Core:
         """All weights in one, and all gradients, each a view: an optimiser has one weight and not some hundreds.
 
         In fp32: TRL rounds a quantised model's adapter to bf16, where small steps are lost. Passes compute with a copy
-        in the model's type, made once a step.
+        in the model's type, made once a step. The old weights go before the new ones come: there may be room for one.
         """
-        base = self.model.get_base_model()
-        together = torch.nn.Parameter(torch.cat([weight.detach().float().flatten() for weight in trained]))
+        base, sizes = self.model.get_base_model(), [weight.numel() for weight in trained]
+        shapes = [weight.shape for weight in trained]
+        together = torch.cat([weight.detach().cpu().float().flatten() for weight in trained])
+        for weight in trained:
+            weight.data = weight.data.new_empty(0)
+        self._gradient, gradients = _without_room(together, torch.float32, self.device, shapes)
+        self._copy, copies = _without_room(together, base.lm_head.weight.dtype, self.device, shapes)
+        together = torch.nn.Parameter(together.to(self.device))
         self.optimized = torch.nn.ParameterDict({"adapter": together})
-        self._gradient = torch.zeros_like(together)
-        self._copy = together.detach().to(base.lm_head.weight.dtype, copy=True)
-        sizes = [weight.numel() for weight in trained]
-        parts = (whole.split(sizes) for whole in (together.detach(), self._gradient, self._copy))
-        self._trained: list[tuple[torch.nn.Parameter, Tensor]] = []
-        copies = {}
-        for weight, data, gradient, copy in zip(trained, *parts, strict=True):
-            weight.data = data.view_as(weight)
-            self._trained.append((weight, gradient.view_as(weight)))
-            copies[id(weight)] = copy.view_as(weight)
-        self._prepared = Prepared(gathered(base.model), copies)
+        for weight, data, shape in zip(trained, together.detach().split(sizes), shapes, strict=True):
+            weight.data = data.view(shape)
+        self._trained = list(zip(trained, gradients, strict=True))
+        by_weight = {id(weight): copy for weight, copy in zip(trained, copies, strict=True)}
+        self._prepared = Prepared(gathered(base.model), by_weight)
 
     def rest(self) -> None:
-        """Between steps, when others want the memory: what the next step makes anew is gone."""
+        """Between steps, when others want the memory and the model: what the next step makes anew is gone, and all
+        weights are on the GPU.
+        """
         if self._trained[0][0].grad is None:
             for made_anew in (self._gradient, self._copy):
-                made_anew.untyped_storage().resize_(0)
+                _give_room(made_anew)
+        self.outer.come_back()
 
     def begin(self) -> None:
         """Before gradients are added: from zero, unless some are there already."""
+        if self.plan.outer == "host":  # of the step before, and most likely of this one
+            self.outer.leave()
         if self._trained[0][0].grad is None:
             _take_room(self._gradient)
             self._gradient.zero_()
@@ -79,7 +84,6 @@ class Core:
 
     def end(self) -> None:
         """After gradients were added, by all processes: where none came up there is none, and no optimiser moves."""
-        self.outer.come_back()
         if not self._gradient.any():
             self.optimized["adapter"].grad = None
             for weight, _ in self._trained:
@@ -88,16 +92,17 @@ class Core:
     def plan_step(self, longest: int, batch_tokens: int) -> Plan:
         """The plan for a step whose longest row and whose rows together have so many tokens.
 
-        The embedding and the head go where it says, until `outer.come_back`.
+        The embedding and the head go where it says, until `rest`.
         """
-        _take_room(self._copy)
         if self.device.type == "cuda":
             allowed = lowered(int(self._allowed() * self.share))
-            here = torch.cuda.memory_allocated(self.device) + self.outer.away_bytes
+            missing = self.outer.away_bytes + (0 if _has_room(self._copy) else self._copy.nbytes)
+            here = torch.cuda.memory_allocated(self.device) + missing
             resident = max(here, resident_bytes(self.shape, self.setup))
             self.plan = make_plan(self.shape, self.setup, allowed, longest, batch_tokens, resident)
         if self.plan.outer == "host":
             self.outer.leave()
+        _take_room(self._copy)
         self._copy.copy_(self.optimized["adapter"].detach())
         return self.plan
 
@@ -122,10 +127,27 @@ class Core:
         return torch.cuda.memory_reserved(self.device) + int(free * _USABLE)
 
 
+def _without_room(
+    like: Tensor, dtype: torch.dtype, device: torch.device, shapes: list[torch.Size]
+) -> tuple[Tensor, list[Tensor]]:
+    """A tensor like `like` and its parts as views, all without memory until `_take_room`."""
+    whole = torch.empty_like(like, dtype=dtype, device=device)
+    parts = [part.view(shape) for part, shape in zip(whole.split([s.numel() for s in shapes]), shapes, strict=True)]
+    _give_room(whole)
+    return whole, parts
+
+
+def _has_room(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() > 0
+
+
 def _take_room(tensor: Tensor) -> None:
-    """Memory for a tensor that lost it in `rest`."""
-    if not tensor.untyped_storage().nbytes():
+    if not _has_room(tensor):
         tensor.untyped_storage().resize_(tensor.nbytes)
+
+
+def _give_room(tensor: Tensor) -> None:
+    tensor.untyped_storage().resize_(0)
 
 
 def _in_order(model: Any) -> list[torch.nn.Parameter]:

@@ -152,8 +152,6 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
             mask = torch.cat([part["prompt_mask"], part["completion_mask"]], 1)
             found, _, _ = self._logps(model, ids, mask, micro.completion_width)
             logps[torch.tensor(micro.rows), : micro.completion_width] = found.to(logps.dtype)
-        if self.core:
-            self.core.outer.come_back()
         return logps
 
     def _logps(

@@ -239,6 +239,8 @@ class TokenBudgetGRPOTrainer(TokenBudgetLoss):
         tokens = row.pop("sampled_tokens", 0.0)
         row |= {"step_seconds": seconds, "tokens_per_s": tokens / seconds, **peak_memory_gib()}
         if self.hacking:
+            if self.core:
+                self.core.rest()
             row |= self.hacking.after_step(
                 self.accelerator.unwrap_model(self.model), self.state.global_step, self.control
             )

@@ -24,7 +24,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.artifact import write_json
 from pipeline.errors import ModelError
 from pipeline.stage import ModelSource
-from stages.engines.models import Quantization, is_classifier, load_classifier, load_model, quiet
+from stages.engines.models import Quantization, is_classifier, load_classifier, load_model, quiet, save_adapters
 from stages.training import MERGE_FILE
 
 # Drift (see `drift`) that computing the same in another order in fp32 explains, and the share of an effect.
@@ -47,7 +47,7 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
         if isinstance(named, set):  # PEFT writes it in the order of the hashes, which is another in every process
             model.peft_config["default"].target_modules = sorted(named)
         # Only the adapter that was trained: a frozen "ref" adapter is the trainer's business.
-        model.save_pretrained(folder / "adapter", selected_adapters=["default"], save_embedding_layers=False)
+        save_adapters(model, folder / "adapter", "default")
         (folder / "adapter/README.md").unlink()  # PEFT's form to fill in; the folder has a card of its own
         model = _unpacked(model, folder / "adapter")
     model = model.to(_roomy_device(model)).float()

@@ -1,8 +1,8 @@
 """The embedding and the head of a frozen decoder, in host memory while a plan wants their place on the GPU.
 
 A pass reads them seldom: of the embedding a row for each token, the head twice, slice by slice of the vocabulary. Of a
-small model with a large vocabulary they are a fifth of all weights and more. Between passes they are on the GPU as
-ever, so whoever samples or saves finds them there. The pinned copy is made once and stays, for they are frozen.
+small model with a large vocabulary they are a fifth of all weights and more. Whoever samples, evaluates or saves asks
+for them before (`Core.rest`). The pinned copy is made once and stays, for they are frozen.
 """
 
 from collections.abc import Iterator

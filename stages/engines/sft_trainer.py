@@ -140,6 +140,8 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
 
     def _evaluate_now(self, step: int) -> dict[str, float]:
         """`eval_loss`, where demos are held out; writes the sample texts."""
+        if self.core:
+            self.core.rest()
         self._write_samples(step)
         return {"eval_loss": self.held_out_loss()} if self.evaluation.held_out else {}
 
@@ -157,8 +159,6 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
                     total += float(self.compute_loss(self._scorer(self.model), part)) * int(
                         (part["labels"][:, 1:] != -100).sum()
                     )
-        if self.core:
-            self.core.outer.come_back()
         self.model.train()
         self._metrics["eval"].clear()
         return total / num_learned

@@ -18,7 +18,7 @@ from pipeline.errors import ResourceError
 from pipeline.stage import Workdir
 from stages.engines import checkpoints, ranks
 from stages.engines.core import Core
-from stages.engines.models import quiet
+from stages.engines.models import quiet, save_adapters
 from stages.engines.stopping import Stop, stop_on_signals
 from stages.engines.token_budget import automatic_budget, lowered
 
@@ -95,8 +95,10 @@ class PipelineTrainer:
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only the weights that change: transformers would add a pickle of its settings and the tokenizer."""
-        only_adapter = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
-        self.model.save_pretrained(output_dir, state_dict=state_dict, **only_adapter)
+        if hasattr(self.model, "peft_config"):
+            save_adapters(self.model, Path(output_dir or self.args.output_dir))
+        else:
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = checkpoints.folder_of(self.work.checkpoints, self.state.global_step)
@@ -164,6 +166,8 @@ def run_training(trainer: Any, work: Workdir, deterministic: bool = False) -> in
     with stop_on_signals() as stop, quiet():
         trainer.add_callback(_Stopping(stop))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if trainer.core:
+        trainer.core.rest()
     step = int(trainer.state.global_step)
     if stop.requested and step < trainer.args.max_steps:
         raise stop.error(step)

@@ -27,7 +27,7 @@ import torch
 from pipeline.errors import ResourceError
 from pipeline.stage import ModelSource
 from stages.engines import ranks
-from stages.engines.models import end_tokens
+from stages.engines.models import end_tokens, save_adapters
 from stages.engines.samplers import Completion, Sampling, decode_texts, encode_prompts
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class VllmSampler:
         from vllm.lora.request import LoRARequest
 
         folder = self._adapters / str(step)
-        model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+        save_adapters(model, folder, "default")
         # A new id each time: vLLM caches adapters, and the prompts read with them, by id.
         self._lora = LoRARequest(lora_name=f"step-{step}", lora_int_id=step + 1, lora_path=str(folder))
         for old in self._adapters.iterdir():
@@ -183,7 +183,7 @@ class ServerSampler:
         name, folder = f"step-{step}", self._adapters / str(step)
         if name == self._loaded:
             return
-        model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+        save_adapters(model, folder, "default")
         self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if self._loaded:
             self._post("/v1/unload_lora_adapter", {"lora_name": self._loaded})
