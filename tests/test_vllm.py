@@ -130,12 +130,17 @@ def measured(*words: str) -> dict[str, Any]:
     return dict(found)
 
 
+# Nats a token. SmolLM2 with such an adapter computed twice in bf16 on a CPU, the adapter beside the weights and added to
+# them, is 0.042 to 0.046 from itself and each 0.032 to 0.038 from fp32; vLLM on an H200 was 0.037 to 0.056 away.
+BF16_APART = 0.08
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", ["nf4", "bf16"])
 def test_the_engine_follows_the_adapter_and_says_the_same_after_a_sleep(way: str) -> None:
     found = measured(way)
     for gap, with_another_adapter in zip(found["gaps"], found["gaps_with_another_adapter"], strict=True):
-        assert gap < 0.05 and with_another_adapter > 3 * gap
+        assert gap < BF16_APART and with_another_adapter > 3 * gap
     assert found["same_text_after_sleep"]
     assert found["free_asleep_gib"] - found["free_awake_gib"] > 0.1 * found["total_gib"]
 
@@ -143,7 +148,7 @@ def test_the_engine_follows_the_adapter_and_says_the_same_after_a_sleep(way: str
 @pytest.mark.gpu
 def test_nf4_training_with_vllm_runs_and_the_engines_agree() -> None:
     gaps = measured("train")["gaps"]
-    assert len(gaps) == 6 and max(gaps[::2]) < 0.05
+    assert len(gaps) == 6 and max(gaps[::2]) < BF16_APART
 
 
 FEW_STEPS = [
