@@ -41,6 +41,7 @@ LEVERS = (
     "fused-kernels",
     "offload",
     "kept-attention",
+    "cudnn-attention",
     "mlp-tiles",
     "head-tiles",
     "outer-on-host",

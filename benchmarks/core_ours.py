@@ -31,7 +31,7 @@ from benchmarks.core_cases import (
     say,
 )
 from pipeline.stage import ModelSource, Workdir, read_jsonl
-from stages.engines import core, flat_rows, fused, grpo_loss, sft_trainer, trl_config
+from stages.engines import core, flat_rows, fused, grpo_loss, long_attention, sft_trainer, trl_config
 from stages.engines.grpo_trainer import TokenBudgetGRPOTrainer
 from stages.engines.models import attach_lora, load_model
 from stages.engines.samplers import Completion, Sampling
@@ -203,12 +203,17 @@ def without_fused_kernels() -> None:
     fused._compiled = lambda function: function  # type: ignore[assignment]
 
 
+def without_cudnn_attention() -> None:
+    long_attention.helps = lambda q, k: False  # type: ignore[assignment]
+
+
 LEVERS: dict[str, Callable[[], None]] = {
     "core": without_core,
     "shared-prompts": without_shared_prompts,
     "fused-kernels": without_fused_kernels,
     "offload": with_plan(keep="gpu"),
     "kept-attention": with_plan(keeps_attention=False),
+    "cudnn-attention": without_cudnn_attention,
     "mlp-tiles": with_plan(tile=10**9),
     "head-tiles": with_plan(head_tile=10**9),
     "outer-on-host": with_plan(outer="gpu"),

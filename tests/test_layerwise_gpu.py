@@ -8,6 +8,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from stages.engines import long_attention
 from stages.engines.flat_rows import FlatRows, flat_completions
 from stages.engines.layer_weights import gathered
 from stages.engines.layerwise import line_terms
@@ -109,6 +110,21 @@ def test_asked_for_an_order_the_gradients_are_the_same_bit_for_bit() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(other[name], value) for other in found[1:] for name, value in found[0].items())
+
+
+def test_the_gradients_of_a_long_row_by_cudnn_are_those_by_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("cuDNN's attention is asked on Hopper GPUs and newer ones")
+    assert long_attention._computes(4, 2, 64, torch.bfloat16, torch.device("cuda", 0))
+    ids = torch.randint(1, 97, (1, 9000), generator=torch.Generator().manual_seed(0)).cuda()
+    line = flat_completions(ids[:, :300], torch.ones_like(ids[:, :300]), ids[:, 300:], torch.ones_like(ids[:, 300:]))
+    asked, backward = [], long_attention._backward
+    monkeypatch.setattr(long_attention, "_backward", lambda *inputs: asked.append(1) or backward(*inputs))
+    by_cudnn = ordered_gradients(line)
+    assert len(asked) == 3  # once a layer
+    monkeypatch.setattr(long_attention, "helps", lambda q, k: False)
+    by_flash = ordered_gradients(line)
+    assert len(asked) == 3 and error(by_cudnn, by_flash) < 2e-2
 
 
 def ordered_gradients(line: FlatRows) -> dict[str, torch.Tensor]:

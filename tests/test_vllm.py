@@ -130,8 +130,8 @@ def measured(*words: str) -> dict[str, Any]:
     return dict(found)
 
 
-# Nats a token. SmolLM2 with such an adapter computed twice in bf16 on a CPU, the adapter beside the weights and added to
-# them, is 0.042 to 0.046 from itself and each 0.032 to 0.038 from fp32; vLLM on an H200 was 0.037 to 0.056 away.
+# Nats a token. SmolLM2 with such an adapter, computed twice in bf16 on a CPU, with the adapter beside the weights and
+# added to them, is 0.042 to 0.046 from itself and 0.032 to 0.038 from fp32; vLLM on an H200 was 0.037 to 0.056 away.
 BF16_APART = 0.08
 
 

@@ -2,7 +2,8 @@
 
 torch's flash kernels take sequences of different lengths end to end; a piece's keys are those of its prefix and its
 own, causal from the lower right. They are called directly and not through autograd, because a layer recomputes its
-queries and keys but keeps the output. Where the kernels cannot run (a CPU, fp32) the same is written out.
+queries and keys but keeps the output. A long row that is alone goes another way (`long_attention.py`). Where the
+kernels cannot run (a CPU, fp32) the same is written out.
 
 Shapes: T tokens, H query heads, K key heads, D numbers a head.
 """
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from stages.engines import long_attention
 from stages.engines.flat_rows import FlatRows, Piece
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -22,6 +24,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, line: FlatRows) -> tuple[Tensor, Ten
     """Output (T, H, D) and the log of each softmax's sum (H, T), which the backward pass needs."""
     if not _has_kernel(q):
         return _attend_written_out(q, k, v, line)
+    if line.is_one_row and long_attention.helps(q, k):
+        return long_attention.attend(q, k, v)
     k, v = _gathered(k, line), _gathered(v, line)
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, *line.offsets(q.device), *line.longest, 0.0, True, False, scale=q.shape[-1] ** -0.5
@@ -33,6 +37,8 @@ def attend_backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
     """Gradients of queries, keys and values."""
     if not _has_kernel(q):
         return _backward_written_out(d_out, q, k, v, out, lse, line)
+    if line.is_one_row and long_attention.helps(q, k):
+        return long_attention.attend_backward(d_out, q, k, v, out, lse)
     no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
     gathered = _gathered(k, line), _gathered(v, line)
     with _strict():

@@ -1,4 +1,4 @@
-"""Rows of tokens laid end to end without padding, where the responses to a prompt share one copy of it.
+"""Rows of tokens laid end to end without padding between them, where the responses to a prompt share one copy of it.
 
 TRL gives a batch as rectangles: prompts padded on the left, completions on the right, each prompt as often as it has
 completions. Here they become one line of tokens: each different prompt once, then its completions. A completion
@@ -8,11 +8,12 @@ demos of SFT, which have no prompt in common.
 Shapes: B rows, P prompt tokens, C completion tokens; T tokens of the line, N tokens that are predicted.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from stages.engines.long_attention import padded_length
 from stages.engines.token_budget import same_prompts
 
 
@@ -41,17 +42,26 @@ class FlatRows:
     """(N,) where the result belongs: row …"""
     columns: Tensor
     """… and column of the rectangle."""
+    padding: int = 0
+    """Tokens at the end that nothing reads."""
     _device_tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def positions(self) -> Tensor:
-        """(T,) place of each token in its own text."""
-        return torch.cat([torch.arange(p.prefix_length, p.prefix_length + p.length) for p in self.pieces])
+        """(T,) place of each token in its own text; padding stays at the last one's."""
+        places = torch.cat([torch.arange(p.prefix_length, p.prefix_length + p.length) for p in self.pieces])
+        return places.clamp(max=len(places) - 1 - self.padding)
 
     @property
     def longest(self) -> tuple[int, int]:
         """Most queries and most keys of a piece."""
         return max(p.length for p in self.pieces), max(p.prefix_length + p.length for p in self.pieces)
+
+    @property
+    def is_one_row(self) -> bool:
+        """Whether each token attends to all before it: one text, or a prompt with one completion."""
+        first, *rest = self.pieces
+        return not rest or (len(rest) == 1 and rest[0].prefix_length == first.length)
 
     def offsets(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Where each piece's queries and keys begin, with the end: (pieces + 1,) int32 each."""
@@ -138,4 +148,13 @@ class _Line:
 
     def rows(self) -> FlatRows:
         reads, targets, rows, columns = (torch.cat(parts) for parts in zip(*self.predictions, strict=True))
-        return FlatRows(torch.cat(self.ids), self.pieces, reads, targets, rows, columns)
+        line = FlatRows(torch.cat(self.ids), self.pieces, reads, targets, rows, columns)
+        return _padded(line) if line.is_one_row else line
+
+
+def _padded(line: FlatRows) -> FlatRows:
+    """A row alone with what attention wants behind it; nothing reads that."""
+    more = padded_length(len(line.ids)) - len(line.ids)
+    last = line.pieces[-1]
+    pieces = [*line.pieces[:-1], replace(last, length=last.length + more)]
+    return replace(line, ids=torch.cat([line.ids, line.ids.new_zeros(more)]), pieces=pieces, padding=more)
