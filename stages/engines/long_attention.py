@@ -1,4 +1,4 @@
-"""Causal attention of one long row by cuDNN, forward and backward: on Hopper three times as fast as torch's own kernels.
+"""Causal attention of one long row by cuDNN, forward and backward: on Hopper GPUs it is three times as fast as torch's.
 
 Measured on an H200 with 20,480 tokens, 32 query and 8 key heads of 128 numbers: forward 5.2 ms against 15.0, backward
 14.6 against 42.7. cuDNN makes a plan for each new length, which takes some tenths of a second, so it is asked for rows
@@ -91,8 +91,8 @@ def _computes(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: 
 def _in_fp32(d_out: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Output and gradients by autograd."""
     with torch.enable_grad():
-        leaves = [_batched(x.float()).requires_grad_() for x in inputs]
-        out = scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)
+        q, k, v = leaves = [_batched(x.float()).requires_grad_() for x in inputs]
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         grads = torch.autograd.grad(out, leaves, _batched(d_out.float()))
     return tuple(map(_line, (out.detach(), *grads)))
 
