@@ -136,7 +136,7 @@ def variables(contender: str, chosen: argparse.Namespace) -> dict[str, str]:
 def reason(text: str) -> str:
     """The last line that names an error, else the end of what was printed."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines if "Error" in line or "no result within" in line]
+    named = [line for line in lines if "Error" in line or line.startswith(("error:", "no result within"))]
     return (named or lines or ["no output"])[-1][:300]
 
 

@@ -72,9 +72,7 @@ class Core:
         self.outer.come_back()
 
     def begin(self) -> None:
-        """Before gradients are added: from zero, unless some are there already."""
-        if self.plan.outer == "host":  # of the step before, and most likely of this one
-            self.outer.leave()
+        """Once the step is planned, before gradients are added: from zero, unless some are there already."""
         if self._trained[0][0].grad is None:
             _take_room(self._gradient)
             self._gradient.zero_()
@@ -96,8 +94,8 @@ class Core:
         """
         if self.device.type == "cuda":
             allowed = lowered(int(self._allowed() * self.share))
-            missing = self.outer.away_bytes + (0 if _has_room(self._copy) else self._copy.nbytes)
-            here = torch.cuda.memory_allocated(self.device) + missing
+            gone = sum(tensor.nbytes for tensor in (self._gradient, self._copy) if not _has_room(tensor))
+            here = torch.cuda.memory_allocated(self.device) + self.outer.away_bytes + gone
             resident = max(here, resident_bytes(self.shape, self.setup))
             self.plan = make_plan(self.shape, self.setup, allowed, longest, batch_tokens, resident)
         if self.plan.outer == "host":

@@ -61,13 +61,13 @@ class TokenBudgetLoss(PipelineTrainer, GRPOTrainer):
 
     def _accumulate(self, model: Any, batch: Batch) -> Tensor:
         """Adds up the gradient of the whole batch, micro-batch by micro-batch."""
-        if self.core:
-            self.core.begin()
         total = torch.zeros((), device=self.accelerator.device)
         self._metrics["train"].clear()
         means: dict[str, list[float]] = defaultdict(list)
         shares = []
         plan = self._micro_batches(model, batch, self._contributing(batch))
+        if self.core:
+            self.core.begin()
         for micro in plan:
             part = cut(batch, micro)
             with self.compute_loss_context_manager():

@@ -73,10 +73,11 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
 
     def _accumulate(self, model: Any, batch: Batch, num_items_in_batch: Any) -> torch.Tensor:
         """TRL divides each micro-batch's loss by the tokens of the whole step, so the parts simply add up."""
+        total = torch.zeros((), device=self.accelerator.device)
+        parts = self._parts(model, batch)
         if self.core:
             self.core.begin()
-        total = torch.zeros((), device=self.accelerator.device)
-        for part in self._parts(model, batch):
+        for part in parts:
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(self._scorer(model), part, num_items_in_batch=num_items_in_batch)
             self.accelerator.backward(loss)
@@ -92,16 +93,13 @@ class TokenBudgetSFTTrainer(PipelineTrainer, SFTTrainer):
             micros = plan_lines(
                 [0] * len(lengths), lengths, min(planned, self.token_budget or planned), [0] * len(lengths)
             )
-            yield from self._cut(batch, micros)
-            return
+            return self._cut(batch, micros)
         budget = self.budget(model)
         if self.packs:
             rows = pack(lengths, width=max(lengths))
             height = max(1, budget // max(lengths))
-            for start in range(0, len(rows), height):
-                yield packed(batch, lengths, rows[start : start + height])
-            return
-        yield from self._cut(batch, plan([0] * len(lengths), lengths, budget))
+            return (packed(batch, lengths, rows[i : i + height]) for i in range(0, len(rows), height))
+        return self._cut(batch, plan([0] * len(lengths), lengths, budget))
 
     def _cut(self, batch: Batch, micros: Iterable[MicroBatch]) -> Iterator[Batch]:
         for micro in micros:
