@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parent.parent
@@ -27,10 +28,13 @@ def run(folder: Path, recipe: str, *words: str, part: Sequence[str] = ()) -> "su
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with one whole run, `r1-full-mini`."""
-    folder = tmp_path_factory.mktemp("runs")
-    done = run(folder, "r1-full", *SMALL)
-    assert done.returncode == 0, done.stderr
+    """A folder of runs with one whole run, `r1-full-mini`; made once for all of pytest's processes."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    folder = tmp_path_factory.getbasetemp().parent / f"whole-chain-{session}"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "r1-full-mini/report.json").exists():
+            done = run(folder, "r1-full", *SMALL)
+            assert done.returncode == 0, done.stderr
     return folder
 
 
