@@ -24,7 +24,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.artifact import write_json
 from pipeline.errors import ModelError
 from pipeline.stage import ModelSource
-from stages.engines.models import Quantization, is_classifier, load_classifier, load_model, quiet, save_adapters
+from stages.engines.models import Quantization, is_classifier, load_classifier, load_model, quiet
 from stages.training import MERGE_FILE
 
 # Drift (see `drift`) that computing the same in another order in fp32 explains, and the share of an effect.
@@ -65,6 +65,17 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
     write_json(folder / MERGE_FILE, compare(trained, saved, untrained))
     check(compare(trained, merged, untrained), folder)
     check({"merge_drift": drift(rounded, saved)}, folder)
+
+
+def save_adapters(model: Any, folder: Path, only: str | None = None) -> None:
+    """The adapters of a PeftModel as PEFT writes them, or that of a name, with what is trained beside them.
+
+    By way of the host: the weights may share memory, and PEFT would then copy each of them on the GPU.
+    """
+    weights = dict(model.named_parameters())
+    trained = {name: weights[name].detach().cpu() for name in weights if "lora_" in name or "modules_to_save" in name}
+    names = [only] if only else None
+    model.save_pretrained(str(folder), selected_adapters=names, state_dict=trained, save_embedding_layers=False)
 
 
 def merge_again(source: ModelSource, folder: Path, quantization: Quantization | None) -> None:

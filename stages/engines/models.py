@@ -162,17 +162,6 @@ def attach_lora(
     return get_peft_model(model, config)
 
 
-def save_adapters(model: Any, folder: Path, only: str | None = None) -> None:
-    """The adapters of a PeftModel as PEFT writes them, or that of a name, with what is trained beside them.
-
-    By way of the host: the weights may share memory, and PEFT would then copy each of them on the GPU.
-    """
-    weights = dict(model.named_parameters())
-    trained = {name: weights[name].detach().cpu() for name in weights if "lora_" in name or "modules_to_save" in name}
-    names = [only] if only else None
-    model.save_pretrained(str(folder), selected_adapters=names, state_dict=trained, save_embedding_layers=False)
-
-
 def load_for_training(
     source: ModelSource,
     device: torch.device,

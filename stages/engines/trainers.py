@@ -18,7 +18,8 @@ from pipeline.errors import ResourceError
 from pipeline.stage import Workdir
 from stages.engines import checkpoints, ranks
 from stages.engines.core import Core
-from stages.engines.models import quiet, save_adapters
+from stages.engines.merging import save_adapters
+from stages.engines.models import quiet
 from stages.engines.stopping import Stop, stop_on_signals
 from stages.engines.token_budget import automatic_budget, lowered
 

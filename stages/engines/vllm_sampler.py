@@ -27,7 +27,8 @@ import torch
 from pipeline.errors import ResourceError
 from pipeline.stage import ModelSource
 from stages.engines import ranks
-from stages.engines.models import end_tokens, save_adapters
+from stages.engines.merging import save_adapters
+from stages.engines.models import end_tokens
 from stages.engines.samplers import Completion, Sampling, decode_texts, encode_prompts
 
 if TYPE_CHECKING:
