@@ -87,7 +87,7 @@ def _computes(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: 
         found = (out, *attend_backward(d_out, q, k, v, out, lse))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # cuDNN is not there, or has no kernel for such heads
+    except (AttributeError, TypeError, RuntimeError):  # another torch, no cuDNN, or no kernel for such heads
         return False
     return all(map(_are_alike, found, _in_fp32(d_out, q, k, v)))
 
