@@ -350,6 +350,10 @@ def test_embedding_and_head_are_away_until_the_step_rests(tmp_path: Path, monkey
         assert away and all(away) and core.outer.away_bytes
         core.rest()
         assert core.outer.away_bytes == 0
+    look()
+    core.plan = replace(core.plan, outer="gpu")  # a step without a rest before it
+    look()
+    assert core.outer.away_bytes == 0
 
 
 def test_a_step_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:

@@ -79,6 +79,17 @@ def test_a_file_that_is_not_what_was_merged_is_refused(
         saved(adapted(base, size, torch.bfloat16), base, tmp_path)
 
 
+@pytest.mark.parametrize("load", [load_model, load_classifier])
+def test_what_is_read_again_is_what_was_rounded_to_the_last_bit(
+    load: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[dict[str, float]] = []
+    monkeypatch.setattr("stages.engines.merging.check", lambda found, folder: compared.append(found))
+    options = {"new_head": True} if load is load_classifier else {}
+    saved(adapted(base, 0.1, torch.bfloat16, load, **options), base, tmp_path)
+    assert compared[1] == {"merge_drift": 0.0}
+
+
 def test_weights_that_training_blew_up_are_told_as_what_they_are(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not numbers") as caught:
         saved(adapted(base, 1e38), base, tmp_path)
@@ -91,13 +102,14 @@ def test_an_adapter_that_did_nothing_cannot_be_lost(base: Path, tmp_path: Path) 
     assert saved(adapted(base, 0.0), base, tmp_path / "fresh")["merge_kept"] == 1.0
 
 
+@pytest.mark.parametrize("size", [0.01, 0.05])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_merge_that_leaves_a_small_adapter_out_is_refused(
-    dtype: torch.dtype, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: float, dtype: torch.dtype, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
     with pytest.raises(ModelError, match=r"it keeps -?\d% of what the adapter changed"):
-        saved(adapted(base, 0.05, dtype), base, tmp_path)
+        saved(adapted(base, size, dtype), base, tmp_path)
     assert json.loads((tmp_path / "merge.json").read_text())["merge_drift"] < 0.02  # too little to be seen by itself
 
 

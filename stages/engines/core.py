@@ -15,6 +15,7 @@ from stages.engines.decoder_layer import Prepared
 from stages.engines.flat_rows import FlatRows
 from stages.engines.layer_weights import gathered, stacks
 from stages.engines.layerwise import LineTerms, can_go_layerwise, line_terms
+from stages.engines.long_attention import padded_length
 from stages.engines.outer_weights import OuterWeights
 from stages.engines.token_budget import lowered
 from stages.memory_plan import CONTEXT_BYTES, GIB, MAX_TOKENS, Plan, Setup, Shape, make_plan, resident_bytes
@@ -97,9 +98,11 @@ class Core:
             gone = sum(tensor.nbytes for tensor in (self._gradient, self._copy) if not _has_room(tensor))
             here = torch.cuda.memory_allocated(self.device) + self.outer.away_bytes + gone
             resident = max(here, resident_bytes(self.shape, self.setup))
-            self.plan = make_plan(self.shape, self.setup, allowed, longest, batch_tokens, resident)
+            self.plan = make_plan(self.shape, self.setup, allowed, padded_length(longest), batch_tokens, resident)
         if self.plan.outer == "host":
             self.outer.leave()
+        else:
+            self.outer.come_back()
         _take_room(self._copy)
         self._copy.copy_(self.optimized["adapter"].detach())
         return self.plan

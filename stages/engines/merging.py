@@ -30,7 +30,7 @@ from stages.training import MERGE_FILE
 # Drift (see `drift`) that computing the same in another order in fp32 explains, and the share of an effect.
 MOST_DRIFT, MOST_LOST = 1e-4, 0.01
 # Of an adapter that changes less than this (nats a token) that share cannot be told.
-LEAST_EFFECT = 1e-4
+LEAST_EFFECT = 1e-5
 
 
 def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -57,9 +57,11 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
             untrained = _predictions(model, probe)
         model = _merged(model, folder / "adapter")
         merged = _predictions(model, probe)
-    model.to(dtype).save_pretrained(folder, max_shard_size="20GB")
+    _cast(model, dtype)
+    model.save_pretrained(folder, max_shard_size="20GB")
     tokenizer.save_pretrained(folder)
-    rounded = merged if dtype == torch.float32 else _predictions(model.float(), probe)
+    _cast(model, torch.float32)
+    rounded = _predictions(model, probe)
     reload = load_classifier if is_classifier(model) else load_model
     saved = _predictions(reload(folder, dtype=torch.float32, device=model.device), probe)
     write_json(folder / MERGE_FILE, compare(trained, saved, untrained))
@@ -127,6 +129,12 @@ def check(found: dict[str, float], folder: Path) -> None:
             f"the model saved in {folder} does not compute what was trained: drift {found['merge_drift']:.2g}{kept}",
             hint="the adapter and the last training checkpoint are intact; run the same command again",
         )
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """The weights alone: `model.to` would also round the frequencies of the positions, which no file holds."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
 
 
 def _stored_dtype(model: Any) -> torch.dtype:
