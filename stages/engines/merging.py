@@ -58,10 +58,11 @@ def merge_and_save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
         model = _merged(model, folder / "adapter")
         merged = _predictions(model, probe)
     _cast(model, dtype)
+    _cast(model, torch.float32)  # what the file is to hold, as it will be read again
+    rounded = _predictions(model, probe)
+    _cast(model, dtype)
     model.save_pretrained(folder, max_shard_size="20GB")
     tokenizer.save_pretrained(folder)
-    _cast(model, torch.float32)
-    rounded = _predictions(model, probe)
     reload = load_classifier if is_classifier(model) else load_model
     saved = _predictions(reload(folder, dtype=torch.float32, device=model.device), probe)
     write_json(folder / MERGE_FILE, compare(trained, saved, untrained))
