@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 
 from pipeline.errors import ModelError
@@ -40,6 +41,19 @@ def test_in_fp32_nothing_is_lost(base: Path, tmp_path: Path) -> None:
     assert found["merge_effect"] > 1e-4
     adapter = {file.name for file in (tmp_path / "adapter").iterdir()}
     assert adapter == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "all weights"])
+@pytest.mark.parametrize("load", [load_model, load_classifier])
+def test_a_model_is_judged_in_fp32_though_its_trainer_computes_in_bf16(
+    load: Any, lora: bool, base: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"new_head": True} if load is load_classifier else {}
+    model = adapted(base, 0.03, load=load, **options) if lora else load(base, device="cpu", **options)
+    for weight in model.parameters():
+        weight.data.mul_(4)  # so that bf16 tells
+    trained = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    assert saved(trained, base, tmp_path)["merge_drift"] == pytest.approx(0, abs=1e-6)
 
 
 def test_all_weights_are_saved_as_they_are(base: Path, tmp_path: Path) -> None:

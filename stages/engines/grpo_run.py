@@ -119,7 +119,7 @@ def train(stage: "GRPO", inputs: Inputs, problems: "Problems", work: Workdir) ->
         ranks.leave_unless_main()
         if hacking and hacking.has_stopped:
             raise _stopped(trainer, hacking, work)
-        merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.path)
+        merge_and_save(trainer.model, tokenizer, work.path)
 
 
 def _reward_models(stage: "GRPO", inputs: Inputs, device: torch.device) -> dict[str, RewardModelScorer]:
@@ -155,7 +155,7 @@ def _stopped(trainer: Any, hacking: HackingWatch, work: Workdir) -> StageFailed:
     if calm.is_dir():  # not if it was rotated away while the alarm was only to warn
         trainer._load_from_checkpoint(str(calm))
         folder = work.path / LAST_GOOD
-        merge_and_save(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, folder)
+        merge_and_save(trainer.model, trainer.processing_class, folder)
         hint = f"the model after step {hacking.kept_step} is in {folder}; {hint}"
     return StageFailed(hacking.watch.describe(), hint=hint)
 

@@ -134,7 +134,7 @@ def train(stage: "RewardModel", source: ModelSource, pairs: list["Pair"], work: 
             train_dataset=Dataset.from_list(rows),
         )
         trainers.run_training(trainer, work, stage.deterministic)
-        merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.path)
+        merge_and_save(trainer.model, tokenizer, work.path)
     return len(pairs) - len(rows)
 
 

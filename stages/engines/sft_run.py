@@ -64,7 +64,7 @@ def train(stage: "SFT", source: ModelSource, demos: Sequence[tuple[Ref, list[Row
             work.progress(0, trainer.args.max_steps, "not packed: this model would look from one demo into the next")
         trainers.run_training(trainer, work, stage.deterministic)
         ranks.leave_unless_main()
-        merge_and_save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.path)
+        merge_and_save(trainer.model, tokenizer, work.path)
     return mix.record
 
 
