@@ -1,9 +1,9 @@
-"""Causal attention of one long row by cuDNN, forward and backward: on Hopper GPUs it is three times as fast as torch's.
+"""Causal attention of one long row by cuDNN, forward and backward: on Hopper GPUs it is faster than torch's.
 
-Measured on an H200 with 20,480 tokens, 32 query and 8 key heads of 128 numbers: forward 5.2 ms against 15.0, backward
-14.6 against 42.7. cuDNN makes a plan for each new length, which takes up to some tenths of a second (by its users'
-reports, not measured here), so it is asked for rows whose attention is worth that, and `padded_length` leaves few
-different lengths.
+A step of 8B with rows of 20,480 tokens took 18.4 s on an H200 instead of 22.3 (docs/performance.md); a row in a layer
+takes 6.2 ms forward and 17.3 backward. cuDNN makes a plan for each new length, which takes up to some tenths of a
+second (by its users' reports, not measured here), so it is asked for rows whose attention is worth that, and
+`padded_length` leaves few different lengths.
 
 Shapes: T tokens, H query heads, K key heads, D numbers a head.
 """
