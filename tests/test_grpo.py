@@ -261,6 +261,15 @@ def test_the_saved_model_is_the_trained_one_and_its_adapter_lies_beside(base: Pa
     assert not list(tmp_path.rglob("*.bin"))
 
 
+@pytest.mark.parametrize("lora", [Lora(rank=4, alpha=8), None], ids=["adapter", "all weights"])
+def test_trained_in_mixed_precision_as_on_a_gpu_it_is_saved_exactly(
+    lora: Lora | None, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train(toy(lora=lora, max_steps=2), base, tmp_path)
+    assert abs(json.loads((tmp_path / "merge.json").read_text())["merge_drift"]) < 2e-8
+
+
 def test_real_rewards_are_scored_with_the_stage_s_own_template(base: Path, tmp_path: Path) -> None:
     train(toy(GRPO, rewards=[{"kind": "accuracy"}, {"kind": "format", "weight": 0.2}]), base, tmp_path)
     rows = read_jsonl(tmp_path / "metrics.jsonl")
