@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 
 from pipeline.errors import ModelError
@@ -52,7 +53,9 @@ def test_a_model_is_judged_in_fp32_though_its_trainer_computes_in_bf16(
     model = adapted(base, 0.03, load=load, **options) if lora else load(base, device="cpu", **options)
     for weight in model.parameters():
         weight.data.mul_(4)  # so that bf16 tells
+    AcceleratorState._reset_state()  # there is one for all of a process, and trainers make it anew
     trained = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    AcceleratorState._reset_state()
     assert saved(trained, base, tmp_path)["merge_drift"] == pytest.approx(0, abs=1e-6)
 
 
