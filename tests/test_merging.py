@@ -56,7 +56,7 @@ def test_a_model_is_judged_in_fp32_though_its_trainer_computes_in_bf16(
     AcceleratorState._reset_state()  # there is one for all of a process, and trainers make it anew
     trained = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
     AcceleratorState._reset_state()
-    assert saved(trained, base, tmp_path)["merge_drift"] == pytest.approx(0, abs=1e-6)
+    assert saved(trained, base, tmp_path)["merge_drift"] == pytest.approx(0, abs=1e-5)
 
 
 def test_all_weights_are_saved_as_they_are(base: Path, tmp_path: Path) -> None:
