@@ -66,7 +66,19 @@ def read_rows(file: Path, on_torn: Callable[[str], None] | None = None) -> Itera
     except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
         raise DataError(f"{file}: cannot be read to its end ({error})", "is the file cut off? copy it again") from error
     except OSError as error:
-        raise DataError(f"{file}: cannot be opened ({error.strerror})", "check its path and its rights") from error
+        raise _not_opened(file, error) from error
+
+
+def require_regular(file: Path) -> None:
+    """Raises DataError for a folder, and for what would be waited for or never end: a pipe, a device."""
+    if file.is_dir():
+        raise DataError(f"{file} is a folder", "put a file of rows in its place, or name one that lies in it")
+    if file.exists() and not file.is_file():
+        raise DataError(f"{file} is no regular file", "copy its rows into a file, and name that one")
+
+
+def _not_opened(file: Path, error: OSError) -> DataError:
+    return DataError(f"{file}: cannot be opened ({error.strerror})", "check its path and its rights")
 
 
 def _parquet_rows(file: Path) -> Iterator[RawRow]:
@@ -161,9 +173,13 @@ def hub_answers(timeout_s: float = 3.0) -> bool:
 
 
 def sha256_of(file: Path) -> str:
-    """Hex digest of a file, remembered for as long as its size and time stay the same."""
-    stat = file.stat()
-    return _sha256(file, stat.st_size, stat.st_mtime_ns)
+    """Hex digest of a file, remembered for as long as its size and time stay the same. Raises DataError without one."""
+    try:
+        require_regular(file)
+        stat = file.stat()
+        return _sha256(file, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise _not_opened(file, error) from error
 
 
 @lru_cache

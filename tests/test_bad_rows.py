@@ -1,6 +1,7 @@
 """Broken rows stop no run: they are counted by reason and shown; too many of them stop it with a sentence."""
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,31 @@ def test_a_file_that_cannot_be_read_to_its_end_is_named(tmp_path: Path, file: st
     (tmp_path / file).write_bytes(content)
     with pytest.raises(DataError, match=file):
         list(read_rows(tmp_path / file))
+
+
+def test_a_folder_or_a_pipe_where_a_card_s_file_should_be_is_named(toys: Toys, r1: Any) -> None:
+    toys.card()
+    file = toys.data / "sums.jsonl"
+    plan = ("plan", "r1-zero", "--args", "stages.r1_zero.problems=[card:toy]")
+    file.unlink()
+    file.mkdir()
+    code, said = r1(*plan)
+    assert code == 2 and f"error: {file} is a folder" in said and "hint: put a file of rows in its place" in said
+    file.rmdir()
+    os.mkfifo(file)
+    code, said = r1(*plan)
+    assert code == 2 and f"error: {file} is no regular file" in said and "hint: copy its rows" in said
+
+
+def test_a_card_s_file_that_may_not_be_read_is_named(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *words: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    card = toys.card()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"sums.jsonl: cannot be opened \(Permission denied\)") as caught:
+        len(card.revision)
+    assert "rights" in caught.value.hint
 
 
 @pytest.mark.parametrize("file", ["latin.csv", "latin.jsonl"])
