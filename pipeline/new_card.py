@@ -7,11 +7,12 @@ name are mapped already, so that for many files `make card-check NAME=x FILE=…
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from pipeline.card import list_cards
-from pipeline.errors import CardError, DataError, printable
+from pipeline.errors import CardError, DataError, ResourceError, printable
 from pipeline.markdown import read_template
 from pipeline.places import DATA_CARDS
 from pipeline.sources import RawRow, read_rows
@@ -22,7 +23,10 @@ DTYPES: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "fl
 
 
 def start_card(name: str, file: Path | None = None) -> Path:
-    """Writes the folder and returns it. Raises CardError: taken or impossible name; DataError: no rows in the file."""
+    """Writes the folder and returns it.
+
+    Raises CardError: taken or impossible name; DataError: no rows in the file; ResourceError: it cannot be written.
+    """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise CardError(f"'{name}' cannot name a card", "use small letters, digits and _, as in NAME=my_data")
     if name in list_cards():
@@ -31,13 +35,29 @@ def start_card(name: str, file: Path | None = None) -> Path:
     if file and not rows:
         raise DataError(f"{file} has no rows", "give a file with rows in the source's columns")
     folder = DATA_CARDS / name
-    folder.mkdir(parents=True)
-    (folder / "README.md").write_text(printable(_readme(name, file, rows)), encoding="utf-8")
+    files = {"README.md": printable(_readme(name, file, rows))}
     if rows:
-        lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
-        text = "".join(f"{line}\n" for line in lines)
-        (folder / "examples.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
+        files["examples.jsonl"] = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    try:
+        _write(folder, files)
+    except FileExistsError:
+        hint = "move it away, or write its README.md yourself; pipeline/card.py says what it holds"
+        raise CardError(f"{folder} is there already, and is no card", hint) from None
+    except OSError as error:
+        hint = f"mend the rights and the room of {folder.parent}, then the same command again"
+        raise ResourceError(f"{folder} cannot be written ({error.strerror})", hint) from error
     return folder
+
+
+def _write(folder: Path, files: dict[str, str]) -> None:
+    """A new folder with these files, or none."""
+    folder.mkdir(parents=True)
+    try:
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _readme(name: str, file: Path | None, rows: list[RawRow]) -> str:

@@ -1,12 +1,15 @@
 """Starting a data card, and trying one on rows that are not what it says."""
 
+import errno
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import new_card
 from pipeline.card_check import GOOD, LOOK, WRONG, Line, check_card, evaluation_splits, require_good
-from pipeline.errors import CardError, DataError
+from pipeline.errors import CardError, DataError, ResourceError
 from tests.test_card import Toys, toys
 
 __all__ = ["toys"]
@@ -85,3 +88,48 @@ def test_the_command_prints_the_table_and_leaves_with_2_where_something_is_wrong
 def test_a_card_cannot_be_started_under_an_impossible_or_a_taken_name(name: str, sentence: str) -> None:
     with pytest.raises(CardError, match=sentence):
         new_card.start_card(name)
+
+
+def rows_file(folder: Path, *rows: dict[str, Any], name: str = "rows.jsonl") -> Path:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / name
+
+
+@pytest.mark.parametrize("failing", ["README.md", "examples.jsonl", "my_data"])
+def test_a_card_that_cannot_be_written_is_told_and_leaves_nothing_half_made(
+    failing: str, tmp_path: Path, r1: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(write: Any) -> Any:
+        def refuse(self: Path, *words: Any, **more: Any) -> Any:
+            if self.name == failing:
+                raise OSError(errno.EACCES, "Permission denied", str(self))
+            return write(self, *words, **more)
+
+        return refuse
+
+    file = rows_file(tmp_path, *sums(4))
+    monkeypatch.setattr(new_card, "DATA_CARDS", tmp_path / "cards")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", refusing(Path.write_text))
+        patch.setattr(Path, "mkdir", refusing(Path.mkdir))
+        code, said = r1("card", "my_data", "--file", str(file))
+    assert code == 2 and "my_data cannot be written (Permission denied)" in said
+    assert "hint: " in said and "same command again" in said
+    assert not (tmp_path / "cards" / "my_data").exists()
+    assert r1("card", "my_data", "--file", str(file))[0] == 0
+
+
+def test_a_folder_that_is_no_card_yet_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new_card, "DATA_CARDS", tmp_path)
+    (tmp_path / "my_data").mkdir()
+    rows_file(tmp_path / "my_data", *sums(4))
+    with pytest.raises(CardError, match="my_data is there already, and is no card"):
+        new_card.start_card("my_data")
+    assert [file.name for file in (tmp_path / "my_data").iterdir()] == ["rows.jsonl"]
+
+
+def test_a_card_where_no_folder_can_be_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cards").write_text("a file")
+    monkeypatch.setattr(new_card, "DATA_CARDS", tmp_path / "cards")
+    with pytest.raises(ResourceError, match=r"cannot be written \(Not a directory\)"):
+        new_card.start_card("my_data")
