@@ -210,7 +210,7 @@ class Card:
         tally = tally or self.tally(split, config)
         maker = RowMaker(self.folder, self.block, config)
         if self.generates(config):
-            made = maker.hook("rows")(split=split, config=config, limit=limit, seed=seed)
+            made = maker.generated(split=split, config=config, limit=limit, seed=seed)
             rows = maker.each(made, maker.checked, tally)
         else:
             rows = maker.each(self.raw(split, config, tally), maker.mapped, tally)

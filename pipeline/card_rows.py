@@ -7,8 +7,10 @@ import hashlib
 import importlib.util
 import json
 import sys
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ from typing import Any
 
 from pipeline.bad_rows import BadRow, Tally
 from pipeline.card_block import Block, Config
-from pipeline.errors import CardError
+from pipeline.errors import CardError, PipelineError
 from pipeline.settings import did_you_mean
 from pipeline.sources import RawRow
 
@@ -34,6 +36,8 @@ JSON_GOLDS = frozenset({"code", "countdown", "ifeval", "instruction", "reasoning
 NO_GOLD = frozenset({"refusal", "judge"})  # checkers that need none
 LEFT_OUT = "left out by the card"
 HALF_CHARACTER = "half a character (a lone surrogate)"
+NO_MISTAKE = (BadRow, PipelineError, MemoryError)  # raised in prepare.py, and no bug of it
+MISTAKE = (ImportError, NameError, SyntaxError, OSError)  # the same whatever the row
 
 
 def canonical_id(text: str) -> str:
@@ -64,6 +68,7 @@ class RowMaker:
 
     def __init__(self, folder: Path, block: Block, config: str | None) -> None:
         self._card, self._folder, self._config = folder.name, folder, config
+        self._prepare = folder / "prepare.py"
         named = block.configs.get(config or "", Config())
         self.shape = named.rows or block.rows
         wanted = COLUMNS[self.shape]
@@ -102,10 +107,16 @@ class RowMaker:
 
     def hook(self, function: str) -> Any:
         """A function of the card's `prepare.py`. Raises CardError if it has none."""
-        module = _prepare_module(self._folder / "prepare.py")
+        module = _prepare_module(self._prepare)
         if not hasattr(module, function):
             raise CardError(f"card {self._card}: prepare.py has no function '{function}'", "see pipeline/card.py")
         return getattr(module, function)
+
+    def generated(self, **asked: Any) -> Iterator[Row]:
+        """What `rows` of the card's `prepare.py` makes. Raises CardError if it has a mistake."""
+        rows = self.hook("rows")
+        with _mistakes_told(self._prepare):
+            yield from rows(**asked)
 
     def checked(self, row: Row) -> Row:
         """`row` in the order of its shape's columns. Raises CardError if the card gives other columns, else BadRow."""
@@ -122,7 +133,10 @@ class RowMaker:
         return {column: row[column] for column in wanted}
 
     def mapped(self, raw: RawRow) -> Row | str:
-        """The row, or the reason why the card leaves it out. Raises BadRow for a broken one."""
+        """The row, or the reason why the card leaves it out.
+
+        Raises BadRow for a broken one, CardError if `prepare.py` has a mistake that is in no row.
+        """
         source = _Source(raw)
         row = self._constants | {ours: as_text(source[theirs]) for ours, theirs in self._columns.items()}
         try:
@@ -132,15 +146,20 @@ class RowMaker:
             row |= more
             if "id" not in row and isinstance(row.get("prompt"), str):
                 row = {"id": canonical_id(row["prompt"])} | row
+        except NO_MISTAKE:
+            raise
         except UnicodeEncodeError as error:
             raise BadRow(HALF_CHARACTER) from error
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise BadRow(f"not of the form that the card expects ({type(error).__name__})") from error
+        except MISTAKE as error:
+            raise _mistake(self._prepare, error) from error
+        except Exception as error:
+            reason = f"not of the form that the card expects ({type(error).__name__})"
+            raise BadRow(reason, f"see {_place(self._prepare, error)}") from error
         return self.checked(row)
 
     @cached_property
     def _row_hook(self) -> "Hook | None":
-        return self.hook("row") if (self._folder / "prepare.py").exists() else None
+        return self.hook("row") if self._prepare.exists() else None
 
 
 class _Source(RawRow):
@@ -180,5 +199,32 @@ def _prepare_module(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"data_cards.{file.parent.name}.prepare", file)
     assert spec and spec.loader
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _mistakes_told(file):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _mistakes_told(prepare: Path) -> Iterator[None]:
+    """What goes wrong in the code of a card, as a CardError."""
+    try:
+        yield
+    except NO_MISTAKE:
+        raise
+    except Exception as error:
+        raise _mistake(prepare, error) from error
+
+
+def _mistake(prepare: Path, error: Exception) -> CardError:
+    card = prepare.parent.name
+    said = error.msg if isinstance(error, SyntaxError) else error
+    sentence = f"card {card}: {_place(prepare, error)}: {type(error).__name__}: {said}"
+    return CardError(sentence, f"mend it, then: make card-check NAME={card}")
+
+
+def _place(prepare: Path, error: Exception) -> str:
+    """`FILE, line N`: the innermost line of a `prepare.py` that led to an error; without N where none is known."""
+    lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(prepare)]
+    if isinstance(error, SyntaxError) and error.filename == str(prepare) and error.lineno:
+        lines.append(error.lineno)
+    return f"{prepare}, line {lines[-1]}" if lines else str(prepare)

@@ -273,6 +273,50 @@ def test_a_card_that_forgets_a_column_is_told_so(toys: Toys) -> None:
         toys.card(constants={"domain": "arithmetic", "language": "en"}).rows("train")
 
 
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        ("import nope\n", "line 1: ModuleNotFoundError: No module named 'nope'"),
+        ("X = 3\ndef row(raw, config)\n    return {}\n", "line 2: SyntaxError: expected ':'"),
+        ("\nX = 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
+        ("def row(raw, config):\n    return lost\n", "line 2: NameError: name 'lost' is not defined"),
+        ("def row(raw, config):\n    import nope\n", "line 2: ModuleNotFoundError: No module named 'nope'"),
+        ("def row(raw, config):\n    return {'answer': open('/nowhere')}\n", "line 2: FileNotFoundError: "),
+        ("X = '\0'\n", "SyntaxError: source code string cannot contain null bytes"),
+    ],
+)
+def test_a_mistake_in_prepare_is_told_with_its_file_and_line(toys: Toys, r1: Any, prepare: str, said: str) -> None:
+    toys.card(prepare=prepare, holdout={})
+    for _ in range(2):
+        code, output = r1("card-check", "toy")
+        assert code == 2 and f"error: card toy: {toys.cards / 'toy' / 'prepare.py'}" in output and said in output
+        assert "hint: mend it, then: make card-check NAME=toy" in output
+
+
+@pytest.mark.parametrize("body", ["    1 / 0\n    yield\n", "    return 1 / 0\n"])
+def test_a_mistake_in_a_generator_is_told_with_its_file_and_line(toys: Toys, body: str) -> None:
+    card = toys.card(prepare=f"def rows(split, config, limit, seed):\n{body}", generator=True, mirror={}, holdout={})
+    with pytest.raises(CardError, match=r"prepare.py, line 2: ZeroDivisionError: division by zero"):
+        card.rows("train", limit=2)
+
+
+def test_a_row_on_which_prepare_fails_is_bad_and_the_line_is_told_where_they_stop_a_run(toys: Toys) -> None:
+    card = toys.card(prepare="def row(raw, config):\n    assert 1 / (int(raw['answer']) - 5)\n", holdout={})
+    with pytest.raises(DataError, match="none of its 400 rows is left: left out by the card 394, not of the form"):
+        card.rows("train")
+    card = toys.card(prepare="def row(raw, config):\n    return {'answer': 1 / 0}\n", name="all", holdout={})
+    with pytest.raises(DataError, match=r"400 of the 400 rows read are bad .*ZeroDivisionError") as caught:
+        card.rows("train")
+    assert caught.value.hint == f"see {toys.cards / 'all' / 'prepare.py'}, line 2"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, CardError])
+def test_what_is_no_mistake_of_prepare_passes_through_it(toys: Toys, error: type[BaseException]) -> None:
+    prepare = f"from pipeline.errors import CardError\ndef row(raw, config):\n    raise {error.__name__}('as it is')\n"
+    with pytest.raises(error, match=r"^as it is$"):
+        toys.card(prepare=prepare, holdout={}).rows("train")
+
+
 def test_an_empty_source_is_an_error(toys: Toys) -> None:
     toys.source([])
     with pytest.raises(DataError, match="the data set is empty"):
