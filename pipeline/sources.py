@@ -4,6 +4,7 @@ Files are read with json, csv and pyarrow. The `datasets` library takes 1.4 s to
 copy before it gives the first row, so it is kept for what it does best: the hub, pinned and cached.
 """
 
+import codecs
 import csv
 import gzip
 import hashlib
@@ -24,6 +25,7 @@ from pipeline.errors import DataError
 RawRow = dict[str, Any]
 ENDINGS = ("jsonl", "json", "csv", "parquet")
 NOT_UTF8, RECODE = "not in UTF-8", "write it again in UTF-8: iconv -f LATIN1 -t UTF-8, say"
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 PARQUET_BATCH = 256  # rows with a reasoning trace have tens of kilobytes
 
 
@@ -46,19 +48,22 @@ def read_rows(file: Path, on_torn: Callable[[str], None] | None = None) -> Itera
             than columns), and the line is passed over; without it such a line raises DataError, as a file of no rows
             at all always does.
     """
-    if not is_rows(file):
-        raise DataError(f"{file}: unknown kind of file", f"use one that ends in {', '.join(ENDINGS)}")
     ending = file.name.removesuffix(".gz").rpartition(".")[2]
     try:
+        require_regular(file)
+        if not is_rows(file):
+            raise DataError(f"{file}: unknown kind of file", f"use one that ends in {', '.join(ENDINGS)}")
         if ending == "parquet":
             yield from _parquet_rows(file)
             return
         opener: Any = gzip.open if file.suffix == ".gz" else open
         with opener(file, "rb") as stream:
-            if ending == "jsonl":
-                yield from _json_lines(file, stream, on_torn)
-            elif ending == "json":
+            if ending == "json":
                 yield from _json_list(file, stream.read())
+            elif stream.peek(2)[:2] in UTF16_MARKS:
+                raise DataError(f"{file}: in UTF-16, {NOT_UTF8}", "write it again: iconv -f UTF-16 -t UTF-8")
+            elif ending == "jsonl":
+                yield from _json_lines(file, stream, on_torn)
             else:
                 yield from _csv_rows(file, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), on_torn)
     except UnicodeDecodeError as error:

@@ -1,5 +1,6 @@
 """Broken rows stop no run: they are counted by reason and shown; too many of them stop it with a sentence."""
 
+import gzip
 import json
 import os
 import tracemalloc
@@ -175,6 +176,33 @@ def test_a_file_that_is_not_in_utf8_says_how_to_mend_it(tmp_path: Path, file: st
     with pytest.raises(DataError, match="not in UTF-8") as caught:
         list(read_rows(tmp_path / file))
     assert "iconv" in caught.value.hint
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(("file", "opener"), [("rows.csv", open), ("rows.jsonl", open), ("rows.jsonl.gz", gzip.open)])
+def test_a_file_in_utf16_is_known_by_its_first_two_bytes(tmp_path: Path, encoding: str, file: str, opener: Any) -> None:
+    with opener(tmp_path / file, "wb") as stream:
+        stream.write('\ufeff{"a": "é"}\n{"a": "b"}\n'.encode(encoding))
+    with pytest.raises(DataError, match=f"{file}: in UTF-16, not in UTF-8") as caught:
+        list(read_rows(tmp_path / file, lambda torn: None))
+    assert "iconv -f UTF-16 -t UTF-8" in caught.value.hint and "LATIN1" not in caught.value.hint
+
+
+def test_a_json_list_in_utf16_is_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"a": "é"}]', encoding="utf-16")
+    assert list(read_rows(tmp_path / "rows.json")) == [{"a": "é"}]
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.jsonl"])
+def test_what_is_no_regular_file_is_refused_before_it_is_read(tmp_path: Path, name: str, r1: Any) -> None:
+    place = tmp_path / name
+    place.mkdir()
+    code, said = r1("card", "my_data", "--file", str(place))
+    assert code == 2 and f"error: {place} is a folder" in said and "hint: " in said
+    place.rmdir()
+    os.mkfifo(place)
+    code, said = r1("card", "my_data", "--file", str(place))
+    assert code == 2 and f"error: {place} is no regular file" in said and "hint: " in said
 
 
 def test_a_csv_of_long_cells_is_read_and_one_with_a_cell_too_many_is_counted(tmp_path: Path) -> None:
