@@ -15,6 +15,7 @@ Exit codes: 0 done, 2 something the user can mend (one sentence and a hint), 75 
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -237,7 +238,7 @@ def _pack(arguments: argparse.Namespace) -> None:
     from pipeline.pack import pack
 
     archive = pack(_run_folder(arguments.run), Path(arguments.file or f"{arguments.run}.tar.gz"))
-    print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB; there: make unpack FILE={archive.name}")
+    print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB; there: make unpack FILE={shlex.quote(archive.name)}")
 
 
 def _unpack(arguments: argparse.Namespace) -> None:
@@ -271,7 +272,7 @@ def _card(arguments: argparse.Namespace) -> None:
     from pipeline.new_card import start_card
 
     folder = start_card(arguments.name, arguments.file)
-    rows = f" FILE={arguments.file}" if arguments.file else ""
+    rows = f" FILE={shlex.quote(str(arguments.file))}" if arguments.file else ""
     print(f"{folder / 'README.md'} is there; mend it, then: make card-check NAME={arguments.name}{rows}")
 
 

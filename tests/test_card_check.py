@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,13 @@ def test_a_card_where_no_folder_can_be_is_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(new_card, "DATA_CARDS", tmp_path / "cards")
     with pytest.raises(ResourceError, match=r"cannot be written \(Not a directory\)"):
         new_card.start_card("my_data")
+
+
+@pytest.mark.parametrize("name", ["my rows.jsonl", "it's (1) & more.jsonl"])
+def test_the_next_command_can_be_pasted_whatever_the_file_is_called(
+    name: str, tmp_path: Path, r1: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = rows_file(tmp_path, *sums(4), name=name)
+    monkeypatch.setattr(new_card, "DATA_CARDS", tmp_path / "cards")
+    _, said = r1("card", "my_data", "--file", str(file))
+    assert shlex.split(said.partition("then: ")[2]) == ["make", "card-check", "NAME=my_data", f"FILE={file}"]
