@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.card import list_cards
+from pipeline.card import COLUMNS, list_cards
+from pipeline.card_block import Shape
 from pipeline.errors import CardError, DataError, ResourceError, printable
 from pipeline.markdown import read_template
 from pipeline.places import DATA_CARDS
@@ -19,6 +20,7 @@ from pipeline.sources import RawRow, read_rows
 
 PROMPTS = ("prompt", "question", "problem", "instruction")
 ANSWERS = ("answer", "gold", "final_answer")
+RESPONSES = ("response", "completion")
 DTYPES: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "float64", list: "list"}
 
 
@@ -62,13 +64,31 @@ def _write(folder: Path, files: dict[str, str]) -> None:
 
 def _readme(name: str, file: Path | None, rows: list[RawRow]) -> str:
     first = rows[0] if rows else {}
+    shape = _shape(first)
     return read_template("data_card.md.j2").render(
         name=name,
         file=f"{name}/train{''.join(file.suffixes)}" if file else f"{name}/train*.jsonl",
         features={column: _dtype(column, rows) for column in first},
-        prompt=_usual(PROMPTS, first),
-        answer=_usual(ANSWERS, first),
+        shape=shape,
+        columns=_columns(shape, first),
     )
+
+
+def _shape(row: RawRow) -> Shape:
+    """The kind of rows that the columns show; problems where they show none, to be mended."""
+    texts = {column for column, value in row.items() if isinstance(value, str)}  # lists of messages need a prepare.py
+    if {"chosen", "rejected"} <= texts:
+        return "preference"
+    if not row.keys() & set(ANSWERS) and texts & set(RESPONSES):
+        return "demo"
+    return "text" if "text" in texts and not row.keys() & {*PROMPTS, *ANSWERS} else "problem"
+
+
+def _columns(shape: Shape, row: RawRow) -> dict[str, str]:
+    """Ours: the source's, for the columns that a card of this kind of rows has to map."""
+    usual = {"prompt": PROMPTS, "answer": ANSWERS, "response": RESPONSES}
+    wanted = [column for column in COLUMNS[shape] if column not in ("id", "checker", "domain", "language")]
+    return {column: _usual(usual.get(column, (column,)), row) for column in wanted}
 
 
 def _dtype(column: str, rows: list[RawRow]) -> str:

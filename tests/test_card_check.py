@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import new_card
+from pipeline.card import load_card
 from pipeline.card_check import GOOD, LOOK, WRONG, Line, check_card, evaluation_splits, require_good
 from pipeline.errors import CardError, DataError, ResourceError
 from tests.test_card import Toys, toys
@@ -144,3 +145,42 @@ def test_the_next_command_can_be_pasted_whatever_the_file_is_called(
     monkeypatch.setattr(new_card, "DATA_CARDS", tmp_path / "cards")
     _, said = r1("card", "my_data", "--file", str(file))
     assert shlex.split(said.partition("then: ")[2]) == ["make", "card-check", "NAME=my_data", f"FILE={file}"]
+
+
+@pytest.mark.parametrize(
+    ("row", "shape"),
+    [
+        ({"question": "What is {} + 1?", "gold": "{}", "response": "It is {}."}, "problem"),
+        ({"prompt": "What is {} + 1?", "response": "It is {}."}, "demo"),
+        ({"instruction": "Say {}!", "completion": "{}."}, "demo"),
+        ({"prompt": "Say {}!", "chosen": "{}.", "rejected": "No {}."}, "preference"),
+        ({"text": "Once there were {} geese."}, "text"),
+    ],
+)
+def test_a_new_card_has_the_kind_of_rows_that_its_columns_show_and_is_good_at_once(
+    row: dict[str, str], shape: str, tmp_path: Path, r1: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{column: text.format(n) for column, text in row.items()} for n in range(40)]
+    monkeypatch.setattr(new_card, "DATA_CARDS", tmp_path / "cards")
+    monkeypatch.setenv("R1_CARDS", str(tmp_path / "cards"))
+    file = str(rows_file(tmp_path, *rows))
+    assert r1("card", "my_data", "--file", file)[0] == 0
+    assert load_card("my_data").shape() == shape
+    code, said = r1("card-check", "my_data", "--file", file)
+    assert code == 0 and "40 of 40 rows are used" in said
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hello!", "response": [{"role": "assistant", "content": "Hello!"}]},
+        {"prompt": "Hello!", "chosen": ["a"], "rejected": ["b"]},
+        {"name": "x"},
+    ],
+)
+def test_columns_that_show_no_kind_of_rows_leave_it_to_the_reader(
+    row: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_card, "DATA_CARDS", tmp_path)
+    readme = new_card.start_card("my_data", rows_file(tmp_path, row)) / "README.md"
+    assert "  rows: problem  # problem | demo | preference | text\n" in readme.read_text()
