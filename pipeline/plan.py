@@ -9,7 +9,9 @@ from typing import Any
 from pipeline.artifact import MANIFEST, damage, is_whole, newest_checkpoint, read_json, read_manifest, step_of
 from pipeline.errors import ArtifactError, StaleError
 from pipeline.fingerprints import identity
+from pipeline.provenance import cards_used
 from pipeline.recipe import Recipe
+from pipeline.stage import Stage
 
 DONE, RESUME, TO_DO, STALE, DAMAGED = "done", "resume", "to do", "stale", "damaged"
 STAMP = "stamp.json"
@@ -99,10 +101,21 @@ def _difference(recipe: Recipe, name: str, old: dict[str, Any]) -> str:
         f"{key} {_short(was)} → {_short(now)}"
         for key, was, now in _changes(old.get("settings", {}), new["settings"])
         + [_without_common(change) for change in _changes(old.get("inputs", {}), new["inputs"])]
+        + _other_data(recipe.stages[name], old)
     ]
     if old.get("version") != new["version"]:
         changes.insert(0, f"version of {new['kind']} {old.get('version')} → {new['version']}")
     return ", ".join(changes) or "the content of an input changed"
+
+
+def _other_data(stage: Stage, old: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The cards whose data are not those that the finished stage read; its manifest has their revisions."""
+    read = {used.get("name"): used.get("revision") for used in old.get("cards", [])}
+    return [
+        (f"data of card {used['name']}", read[used["name"]], used["revision"])
+        for used in cards_used(stage)
+        if read.get(used["name"], used["revision"]) != used["revision"]
+    ]
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
