@@ -14,7 +14,7 @@ from pipeline.lock import run_lock
 from pipeline.needs import data_warnings, missing, missing_packages, require_there
 from pipeline.plan import DONE, Line
 from pipeline.recipe import Recipe
-from pipeline.runner import Watch, prepare, require_inputs, run_in_process
+from pipeline.runner import Watch, made_again, make_way, plan_with, require_inputs, run_in_process
 
 
 def announce(recipe: Recipe, lines: Iterable[Line], wanted: Collection[str]) -> None:
@@ -48,13 +48,15 @@ def execute(
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, interrupt)
     with run_lock(recipe.folder):
-        lines = prepare(recipe, wanted, rebuild)
+        again = made_again(recipe, wanted, rebuild)
+        lines = plan_with(recipe, wanted, again)
         announce(recipe, lines, wanted)
         done = {line.stage for line in lines if line.state == DONE}
         if todo := [name for name in wanted if name not in done]:
             require_there(recipe, todo)
             require_inputs(recipe, todo, done)
             require_fits(recipe, todo)
+            make_way(recipe, again)
             write_json(recipe.folder / "recipe.json", recipe.as_json())
             try:
                 with progress_bars() as watch:

@@ -32,7 +32,7 @@ from pipeline.errors import (
     ReferenceError,
     StageFailed,
 )
-from pipeline.plan import STAMP, Line, make_plan, partial_folder, read_stamp, record_of, require_fresh
+from pipeline.plan import STAMP, TO_DO, Line, make_plan, partial_folder, read_stamp, record_of, require_fresh
 from pipeline.recipe import Recipe
 from pipeline.settings import did_you_mean
 from pipeline.stage import Inputs
@@ -45,21 +45,34 @@ _ERROR = re.compile(r"(?<=^error: ).+|\b(?:\w+\.)*\w*(?:Error|Exception): .+")
 Watch = Callable[[str, dict[str, Any]], None]  # (stage, content of progress.json) -> None
 
 
-def prepare(recipe: Recipe, wanted: Collection[str], rebuild: Iterable[str] = ()) -> list[Line]:
-    """Sets aside what is to be rebuilt, and refuses stale work among the wanted stages and what they rest on.
-
-    Returns the plan of the whole recipe.
-    """
+def made_again(recipe: Recipe, wanted: Collection[str], rebuild: Iterable[str]) -> list[str]:
+    """The stages that REBUILD names with all that rest on them; a ConfigError where one is not wanted."""
     for name in rebuild:
         if name not in recipe.stages:
             raise ConfigError(f"REBUILD={name}: there is no such stage", hint=did_you_mean(name, recipe.stages))
-        for dependent in recipe.dependents(name):
-            for folder in (recipe.folder / dependent, partial_folder(recipe.folder, dependent)):
-                if folder.is_dir():
-                    set_aside(folder)
-    lines, needed = make_plan(recipe), recipe.beneath(wanted)
+        if name not in wanted:
+            hint = f"leave FROM and UNTIL away, or let them hold it; they hold {', '.join(wanted)}"
+            raise ConfigError(f"REBUILD={name}: this stage is not among those to be made", hint=hint)
+    return list(dict.fromkeys(stage for name in rebuild for stage in recipe.dependents(name)))
+
+
+def plan_with(recipe: Recipe, wanted: Collection[str], again: Collection[str]) -> list[Line]:
+    """The plan of the whole recipe, in which the stages of `again` are to be made; nothing is touched.
+
+    Refuses stale work among the wanted stages and what they rest on.
+    """
+    lines = [Line(line.stage, line.kind, TO_DO) if line.stage in again else line for line in make_plan(recipe)]
+    needed = recipe.beneath(wanted)
     require_fresh((line for line in lines if line.stage in needed), recipe.run)
     return lines
+
+
+def make_way(recipe: Recipe, again: Iterable[str]) -> None:
+    """Sets aside what is to be made again; once nothing is left that could be refused."""
+    for name in again:
+        for folder in (recipe.folder / name, partial_folder(recipe.folder, name)):
+            if folder.is_dir():
+                set_aside(folder)
 
 
 def require_inputs(recipe: Recipe, todo: Iterable[str], done: Iterable[str]) -> None:

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import needs, runner
 from pipeline.artifact import is_whole, load, publish, seal
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, ResourceError
 from pipeline.estimates import whole_seconds
 from pipeline.lock import run_lock
 from pipeline.recipe import load_recipe
@@ -81,6 +82,28 @@ def test_rebuild_makes_a_stage_and_what_rests_on_it_again_and_keeps_the_old_asid
     assert load(toy / "runs/toy-mini/eval_model").manifest["metrics"]["pass_at_1"]["value"] == 12.0
     assert (toy / "runs/toy-mini/model.old1/config.json").exists()
     assert not (toy / "runs/toy-mini/data.old1").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--rebuild", "model", "--rebuild", "foo"], "REBUILD=foo: there is no such stage"),
+        (["--rebuild", "model", "--from", "eval_model"], "REBUILD=model: this stage is not among those to be made"),
+        (["--rebuild", "eval_model", "--args", "stages.model.rate=2.0"], "stage model of run 'toy-mini' is stale"),
+        (["--rebuild", "model"], "this machine is too small"),
+    ],
+)
+def test_a_rebuild_that_is_refused_sets_nothing_aside(toy, r1, monkeypatch, words, says):
+    r1("run", "toy")
+    before = sorted(path.name for path in (toy / "runs/toy-mini").iterdir())
+
+    def refuse(recipe: Any, todo: Any) -> None:
+        raise ResourceError("this machine is too small")
+
+    monkeypatch.setattr("pipeline.doctor.require_fits", refuse)
+    code, output = r1("run", "toy", *words)
+    assert code == 2 and says in output
+    assert sorted(path.name for path in (toy / "runs/toy-mini").iterdir()) == before
 
 
 def test_a_runtime_setting_changes_no_fingerprint(toy, r1):
