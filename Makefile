@@ -43,7 +43,8 @@ R1 := @$(PY) -m pipeline
 # A word that nothing reads is a mistake: scale=…, SEED=7. Those with a _ may be meant for the environment: HF_HOME=….
 with = $(if $(filter $(2),$(MAKECMDGOALS)),$(1))
 GIVEN := $(foreach word,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(word)))),$(word)))
-READ := SCALE RUN ARGS REBUILD FROM UNTIL ENGINE LAUNCH PROCESSES PYTHON VENV SHELL $(call with,STAGE,stage) \
+READ := SCALE RUN ENGINE LAUNCH PROCESSES PYTHON VENV SHELL $(call with,ARGS,$(RECIPES) plan doctor stage show) \
+  $(call with,REBUILD,$(RECIPES) stage) $(call with,FROM UNTIL,$(RECIPES) plan) $(call with,STAGE,stage) \
   $(call with,RECIPE,plan doctor stage show report pack verify) $(call with,FILE,card card-check pack unpack) \
   $(call with,NAME CONFIG SPLIT,card card-check) $(call with,KILLS SEED JOBS MINUTES,torture)
 UNREAD := $(foreach word,$(filter-out $(READ),$(GIVEN)),$(if $(findstring _,$(word)),,$(word)))

@@ -178,6 +178,8 @@ def _doctor(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     recipe = _load(arguments)
     wanted = recipe.between(arguments.first, arguments.last)
+    if arguments.dry_run and arguments.rebuild:
+        raise ConfigError("DRY_RUN makes nothing, so REBUILD has no sense beside it", hint="leave one of them away")
     if arguments.dry_run:
         _dry_run(recipe, wanted)
     else:
@@ -188,11 +190,15 @@ def _dry_run(recipe: Any, wanted: list[str]) -> None:
     from pipeline.console import show_counts, show_note
     from pipeline.dry_run import dry_run
 
+    makes_data = False
     for name, counted in dry_run(recipe, wanted):
+        makes_data = True
         if isinstance(counted, str):
             show_note(f"{name}: {counted}")
         else:
             show_counts(name, counted)
+    if not makes_data:
+        show_note(f"DRY_RUN counts what stages that make data keep, and {recipe.name} has none of them to be made")
 
 
 def _stage(arguments: argparse.Namespace) -> None:

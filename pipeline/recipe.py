@@ -93,6 +93,9 @@ class Recipe:
                 hint = did_you_mean(name, self.stages)
                 raise ConfigError(f"{word}={name}: recipe {self.name} has no such stage", hint=hint)
         names = list(self.stages)
+        if not names:
+            hint = f"name some under `stages:` in configs/recipes/{self.name}.yaml"
+            raise ConfigError(f"recipe {self.name} makes nothing: it has no stages", hint=hint)
         start, end = names.index(first) if first else 0, names.index(last) if last else len(names) - 1
         if start > end:
             raise ConfigError(f"FROM={first} comes after UNTIL={last} in recipe {self.name}", hint=", ".join(names))

@@ -73,20 +73,21 @@ def _count_changes(pairs: Iterable[Pair]) -> list[tuple[str, int]]:
 
 
 def _pick(pairs: Mapping[str, Pair], num: int = 3) -> list[str]:
-    """The first problem of each change, then the first of each domain not shown yet, then the first others.
+    """The first problem of each change, then the first of each domain not shown yet, then others up to `num`.
 
-    Always the same for the same files; `num` or as many as there are domains.
+    Always the same for the same files.
     """
     first: dict[str, str] = {}
     for key, pair in pairs.items():
         first.setdefault(_change_of(pair), key)
-    picked = [first[change] for change in CHANGES if change in first][:num]
+    picked = [first[change] for change in CHANGES if change in first]
     seen = {_domain(pairs[key]) for key in picked}
     for key, pair in pairs.items():
         if _domain(pair) not in seen:
             seen.add(_domain(pair))
             picked.append(key)
-    return (picked + [key for key in pairs if key not in picked])[: max(num, len(seen))]
+    others = [key for key in pairs if key not in picked]
+    return picked + others[: max(0, num - len(picked))]
 
 
 def _domain(pair: Pair) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import disk, durable
 from pipeline.artifact import Artifact, finish, is_whole, publish, read_json, write_json
+from pipeline.card_rows import storable
 from pipeline.doctor import recorded_forecast
 from pipeline.errors import OutOfMemory, PipelineError, interrupt
 from pipeline.lock import stage_lock
@@ -94,6 +95,6 @@ def _tell(partial: Path, error: PipelineError) -> None:
     """
     if (partial / "error.json").exists():
         return
-    record = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+    words = {"message": storable(error.message), "hint": storable(error.hint)}  # they may quote the user's data
     with suppress(OSError):
-        write_json(partial / "error.json", record)
+        write_json(partial / "error.json", {"type": type(error).__name__, **words})

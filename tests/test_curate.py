@@ -259,3 +259,10 @@ def test_a_dry_run_counts_what_the_run_then_does_and_leaves_nothing(toy: Path, r
     assert r1("run", "toy", "--engine", "plain", "--until", "questions")[0] == 0
     assert json.loads((toy / "runs/toy-mini/questions/counts.json").read_text()) == counted["questions"]
     assert dict(dry_run(recipe, ["questions"])) == {"questions": counted["questions"]}
+
+
+def test_a_dry_run_that_counts_nothing_says_so_and_goes_with_no_rebuild(toy: Path, r1: Any) -> None:
+    code, said = r1("run", "toy", "--dry-run", "--from", "model")
+    assert code == 0 and "toy has none of them to be made" in said
+    code, said = r1("run", "toy", "--dry-run", "--rebuild", "model")
+    assert code == 2 and "DRY_RUN makes nothing, so REBUILD has no sense beside it" in said

@@ -113,6 +113,11 @@ def test_a_runtime_setting_changes_no_fingerprint(toy, r1):
     assert all(state.startswith("done") for state in states(output).values())
 
 
+def test_an_error_that_quotes_what_utf8_cannot_hold_is_told_all_the_same(toy, r1):
+    code, output = r1("run", "toy", "--args", "stages.data.trouble=half a character")
+    assert code == 2 and "error: stage data: the row '?' is bad\nhint: write '?' otherwise" in output
+
+
 def test_a_stage_that_was_killed_goes_on_in_its_own_folder(toy, r1):
     args = ("run", "toy", "--args", "stages.data.trouble=killed")
     code, output = r1(*args)

@@ -281,6 +281,13 @@ def test_a_plan_names_only_the_references_that_changed():
     assert _without_common(("data", [same, gone], [gone, same])) == ("data", [same, gone], [gone, same])
 
 
+@pytest.mark.parametrize("text", ["", "stages: {}", "description: nothing"])
+def test_a_recipe_without_stages_is_told_as_what_it_is(toy, r1, text):
+    write(toy, "recipes/second", text)
+    code, output = r1("run", "second")
+    assert code == 2 and "recipe second makes nothing: it has no stages\nhint: name some under `stages:`" in output
+
+
 def test_from_and_until_keep_to_a_part_of_the_recipe(toy):
     recipe = load_recipe("toy", "mini")
     assert recipe.between() == ["data", "model", "eval_model"]
@@ -343,7 +350,19 @@ def test_what_make_hands_over_is_what_was_written_with_spaces_braces_and_quotes(
     assert "--run=a b;c'd" in command and command[-2:] == ["--", "-x"]
 
 
-@pytest.mark.parametrize(("verb", "word"), [("r1-zero", "scale=mini"), ("r1-zero", "SEED=7"), ("plan", "STAGE=x")])
+@pytest.mark.parametrize(
+    ("verb", "word"),
+    [
+        *[
+            ("r1-zero", "scale=mini"),
+            ("r1-zero", "SEED=7"),
+            ("plan", "STAGE=x"),
+            ("plan", "REBUILD=x"),
+            ("stage", "FROM=x"),
+        ],
+        *[("verify", "ARGS=seed=3"), ("report", "ARGS=seed=3"), ("show", "UNTIL=x")],
+    ],
+)
 def test_a_word_that_a_verb_does_not_read_stops_make(verb: str, word: str) -> None:
     done = make(verb, word)
     assert done.returncode == 2 and f"{word.partition('=')[0]}=… is nothing that `make {verb}` reads" in done.stderr

@@ -153,7 +153,7 @@ def test_samples_show_one_of_each_change_and_count_them_all(run_dir: Path) -> No
     assert (shown["stage"], shown["before"], shown["after"]) == ("r1_zero", "base", "r1_zero")
     assert sum(count for _, count in shown["counts"]) == NUM_PROBLEMS
     changes = [(problem["before"]["right"], problem["after"]["right"]) for problem in shown["problems"]]
-    assert changes == [(False, True), (True, True), (False, False)]
+    assert changes == [(False, True), (True, True), (False, False), (True, False)]
     assert report.samples(read_run(run_dir)) == [shown]
 
 
@@ -257,6 +257,17 @@ def test_marking_tags_loses_nothing() -> None:
     for text in (*HOSTILE, "", "a < b > c", "<think><think>", "<|im_end|>x"):
         assert "".join(piece for piece, _ in report_samples.marked(text)) == text
     assert report_samples.marked("a<think>b") == [("a", False), ("<think>", True), ("b", False)]
+
+
+def test_the_first_of_every_change_and_of_every_domain_is_shown() -> None:
+    def pair(before: bool, after: bool, domain: str) -> report_samples.Pair:
+        return {"right": before}, {"right": after, "domain": domain}
+
+    changes = {"a": (False, True), "b": (True, True), "c": (False, False), "d": (True, False)}
+    pairs = {name: pair(*change, "sums") for name, change in changes.items()}
+    pairs |= {"e": pair(True, True, "sums"), "f": pair(True, True, "countdown"), "g": pair(True, True, "sums")}
+    assert report_samples._pick(pairs) == ["a", "b", "c", "d", "f"]
+    assert report_samples._pick({name: pairs[name] for name in "beg"}) == ["b", "e", "g"]
 
 
 def test_the_page_fetches_nothing(page: str) -> None:

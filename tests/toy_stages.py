@@ -31,6 +31,8 @@ class Count(Stage):
             (work.path.parent / "helped").touch()
         if self.trouble == "data":
             raise DataError("the toy has no rows", hint="give it some")
+        if self.trouble == "half a character":
+            raise DataError("the row '\ud800' is bad", hint="write '\ud800' otherwise")
         if self.trouble == "token":
             raise DataError(f"https://me:{os.environ['DB_PASSWORD']}@host refuses {os.environ['HF_TOKEN']}")
         if self.trouble == "data in the second process" and os.environ.get("RANK") == "1":
