@@ -25,12 +25,13 @@ from pipeline.card_block import licence_warnings
 from pipeline.errors import PipelineError
 from pipeline.markdown import read_template
 from pipeline.refs import CHECKPOINT, REWARD_MODEL, Ref
-from pipeline.report_run import Manifest, Run, StageRecord, read_run
+from pipeline.report_run import Manifest, Run, StageRecord, read_rows, read_run
 from pipeline.stage import locate
 from stages.chat import TEMPLATES
 
 CARD = "README.md"
 QUESTION = "How many legs have three cats?"
+MOST_CHARACTERS = 200  # of the question in the example
 MOST_NEW_TOKENS = 256  # of the example; a stage's own limit may be lower
 
 
@@ -130,7 +131,7 @@ def _content(run: Run, stage: StageRecord, folder: Path) -> dict[str, Any]:
         "is_classifier": is_classifier,
         "auto_class": "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM",
         "base_of_adapter": _base_of_adapter(steps[-1], is_classifier),
-        **_example(facts.settings),
+        **_example(facts.settings, _question(run, stage)),
         "settings": yaml.safe_dump(facts.settings, sort_keys=False, allow_unicode=True),
         "made_on": facts.hardware.gpu or facts.hardware.cpu or "an unknown machine",
         "packages": ", ".join(f"{name} {version}" for name, version in facts.packages.items()) or "unknown packages",
@@ -259,14 +260,25 @@ class _CallWritten:
         return f"tokenizer.apply_chat_template({messages!r}, {given})"
 
 
-def _example(settings: dict[str, Any]) -> dict[str, str]:
+def _question(run: Run, stage: StageRecord) -> str:
+    """The first short problem that the model was measured on: one it may know; ours where there is none."""
+    evaluation = run.evaluation_of(f"stage:{stage.name}")
+    rows = read_rows(evaluation.folder / "completions.jsonl") if evaluation and evaluation.folder else []
+    texts = (str(row.get("prompt", "")) for row in rows)
+    return next(
+        (text for text in texts if text.isprintable() and "`" not in text and 0 < len(text) <= MOST_CHARACTERS),
+        QUESTION,
+    )
+
+
+def _example(settings: dict[str, Any], question: str) -> dict[str, str]:
     """Code that writes a prompt as the stage wrote it, and the options that go with it."""
     template = TEMPLATES.get(str(settings.get("template")), TEMPLATES["mini"])
-    written = template.prompt(QUESTION, _CallWritten())
+    written = template.prompt(question, _CallWritten())
     stop = json.dumps(template.stop)
     longest = min(MOST_NEW_TOKENS, int(settings.get("max_completion_length") or MOST_NEW_TOKENS))
     return {
-        "prompt_code": json.dumps(written) if template.pattern else written,
+        "prompt_code": json.dumps(written, ensure_ascii=False) if template.pattern else written,
         # A chat template writes the begin token itself.
         "tokenizer_options": "" if template.pattern else ", add_special_tokens=False",
         "generate_options": f", stop_strings={stop}, tokenizer=tokenizer" if template.stop else "",

@@ -1,6 +1,7 @@
 """Model cards: what they say is true, and the code in them really loads the model."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -146,6 +147,18 @@ def test_the_code_in_a_card_loads_the_same_model_with_transformers_and_with_peft
     asks = vllm.partition("llm =")[0].replace("from vllm import LLM, SamplingParams", "")
     exec(asks, by_vllm := dict[str, Any]())
     assert by_vllm["ids"] == by_transformers["ids"][0].tolist()
+
+
+def test_the_example_asks_what_the_model_was_measured_on_if_that_can_stand_in_a_card(run_dir: Path) -> None:
+    asked = run_dir / "eval_second_sft" / "completions.jsonl"
+    asked.write_text(
+        "".join(json.dumps({"id": p, "prompt": p}) + "\n" for p in ("`x`", "two\nlines", "23+18=？", "1+1"))
+    )
+    write_model_cards(run_dir)
+    assert "23+18=？" in text(run_dir / "second_sft") and "three cats" in text(run_dir / "cold_start")
+    asked.unlink()
+    write_model_cards(run_dir)
+    assert "three cats" in text(run_dir / "second_sft")
 
 
 @pytest.mark.gpu
