@@ -100,6 +100,8 @@ def seal(folder: Path, record: dict[str, Any] | None = None, scratch: Collection
         if path.is_file() and is_temporary(path):
             path.unlink()
         elif path.is_file() and path != folder / MANIFEST:
+            with suppress(OSError):  # not every file system has modes
+                path.chmod(path.stat().st_mode | folder.stat().st_mode & 0o444)  # safetensors lets the owner read alone
             fsync(path)
             files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": sha256(path)}
     for directory in [*(path for path in paths if path.is_dir()), folder]:

@@ -87,6 +87,16 @@ def test_what_a_dead_writer_left_behind_is_no_part_of_an_artifact(tmp_path):
     assert not list(artifact.path.rglob(".*"))
 
 
+def test_who_may_read_the_folder_may_read_what_is_sealed_in_it(tmp_path):
+    for name, mode in (("open", 0o755), ("shut", 0o700)):
+        weights = tmp_path / name / "model.safetensors"
+        weights.parent.mkdir()
+        weights.parent.chmod(mode)
+        weights.touch(0o600)
+        seal(weights.parent)
+        assert weights.stat().st_mode & 0o777 == 0o600 | mode & 0o444
+
+
 def test_scratch_is_neither_sealed_nor_published_and_goes_only_after_the_manifest(tmp_path):
     partial = tmp_path / "x.partial"
     (partial / "checkpoints/checkpoint-1").mkdir(parents=True)
