@@ -36,6 +36,8 @@ def make_plan(recipe: Recipe) -> list[Line]:
 def _line(recipe: Recipe, name: str) -> Line:
     kind, folder = recipe.stages[name].kind, recipe.folder / name
     try:
+        if folder.exists() and not folder.is_dir():
+            return Line(name, kind, DAMAGED, "it is a file, where its folder should be")
         if folder.is_dir():
             manifest = read_manifest(folder)
             if wrong := damage(folder):

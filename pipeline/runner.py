@@ -71,7 +71,7 @@ def make_way(recipe: Recipe, again: Iterable[str]) -> None:
     """Sets aside what is to be made again; once nothing is left that could be refused."""
     for name in again:
         for folder in (recipe.folder / name, partial_folder(recipe.folder, name)):
-            if folder.is_dir():
+            if folder.exists():
                 set_aside(folder)
 
 

@@ -113,6 +113,15 @@ def test_a_runtime_setting_changes_no_fingerprint(toy, r1):
     assert all(state.startswith("done") for state in states(output).values())
 
 
+def test_a_file_where_a_stage_should_be_is_told_and_a_rebuild_sets_it_aside(toy, r1):
+    r1("run", "toy", "--until", "data")
+    (toy / "runs/toy-mini/model").write_text("mine")
+    code, output = r1("run", "toy")
+    assert code == 2 and "stage model of run 'toy-mini' is damaged: it is a file" in output
+    assert r1("run", "toy", "--rebuild", "model")[0] == 0
+    assert (toy / "runs/toy-mini/model.old1").read_text() == "mine"
+
+
 def test_an_error_that_quotes_what_utf8_cannot_hold_is_told_all_the_same(toy, r1):
     code, output = r1("run", "toy", "--args", "stages.data.trouble=half a character")
     assert code == 2 and "error: stage data: the row '?' is bad\nhint: write '?' otherwise" in output
