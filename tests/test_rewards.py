@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError, ModelError, StageFailed
 from stages.chat import judged_text, parse
 from stages.rewards import REWARDS, AnyReward, Reward, Sample, Scorer, score_many
 from stages.rewards.accuracy import Accuracy
@@ -176,6 +176,24 @@ def test_a_batch_gets_the_same_as_one_by_one() -> None:
 def test_the_same_kind_twice_is_refused_in_a_sentence() -> None:
     with pytest.raises(ConfigError, match="format"):
         score_all([Format(), Format(weight=2)], make_sample())
+
+
+class Fixed(Reward):
+    """Gives every response the same."""
+
+    kind: str = "fixed"
+    value: float | None
+
+    def score(self, sample: Sample) -> float | None:
+        return self.value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_rule_that_gives_no_number_is_an_error_that_names_it(value: float) -> None:
+    with pytest.raises(StageFailed, match=f"the reward 'fixed' gave {value} to a response to problem '1'") as caught:
+        score_all([Accuracy(), Fixed(value=value)], make_sample())
+    assert "tests/test_rewards.py" in caught.value.hint and "None" in caught.value.hint
+    assert score_all([Fixed(value=None)], make_sample())["reward"] is None
 
 
 def test_a_bug_of_ours_is_not_swallowed() -> None:

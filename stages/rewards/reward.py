@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError, ModelError, StageFailed
 from stages.chat import Response, judged_text
 
 Scope = Literal["reasoning", "answer", "whole"]
@@ -141,12 +141,29 @@ def _column(reward: Reward, samples: Sequence[Sample], models: Mapping[str, Scor
     rows = [i for i, sample in enumerate(samples) if reward.applies(sample)]
     chosen = [samples[i] for i in rows]
     if not isinstance(reward, PreferenceReward):
-        values = reward.score_many(chosen)
+        values = _by_rule(reward, chosen)
     else:
         values = reward.score_with(models[reward.kind], chosen) if chosen else []
     for i, value in zip(rows, values, strict=True):
         column[i] = value
     return column
+
+
+def _by_rule(reward: Reward, samples: Sequence[Sample]) -> list[float | None]:
+    """What a rule gives; StageFailed, with the rule's kind, for what is no number."""
+    values = reward.score_many(samples)
+    for sample, value in zip(samples, values, strict=True):
+        if value is not None and not math.isfinite(value):
+            raise StageFailed(
+                f"the reward '{reward.kind}' gave {value} to a response to problem {sample.problem['id']!r}",
+                hint=f"mend it in {file_of(type(reward))}: None says that a reward does not apply; then run it again",
+            )
+    return values
+
+
+def file_of(reward: type[Reward]) -> str:
+    """Where a reward is written."""
+    return f"{reward.__module__.replace('.', '/')}.py"
 
 
 def _lacks_model(reward: PreferenceReward) -> ConfigError:
