@@ -7,6 +7,7 @@ goes wrong is left in `error.json` for the runner to tell.
 import os
 import signal
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def run_one(run_dir: Path, name: str) -> Artifact | None:
         told = _sentence(error, partial)
         if told is None:
             raise
+        if error.__cause__:  # the runner tells the sentence; the log keeps what led to it
+            traceback.print_exception(error)
         _tell(partial, told)
         raise told from error
 

@@ -152,6 +152,13 @@ def test_a_bug_in_a_stage_names_the_log_that_keeps_its_traceback(toy, r1):
     assert "Traceback" in (toy / "runs/toy-mini/data.log").read_text()
 
 
+def test_what_led_to_a_sentence_is_in_the_log(toy, r1):
+    code, output = r1("run", "toy", "--args", "stages.data.trouble=bug in a reward")
+    assert code == 2 and "error: stage data: the reward 'toy' failed" in output and "KeyError" not in output
+    log = (toy / "runs/toy-mini/data.log").read_text()
+    assert "Traceback" in log and "KeyError: 'a bug'" in log
+
+
 def test_one_stage_can_be_made_alone_but_not_before_what_it_rests_on(toy, r1):
     code, output = r1("stage", "toy", "--stage", "model")
     assert code == 2

@@ -1,5 +1,6 @@
 """stages/rewards/: each reward's formula, when it applies, and how rewards add up."""
 
+import errno
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import ConfigError, ModelError, StageFailed
+from pipeline.errors import ConfigError, Interrupted, ModelError, StageFailed
 from stages.chat import judged_text, parse
 from stages.rewards import REWARDS, AnyReward, Reward, Sample, Scorer, score_many
 from stages.rewards.accuracy import Accuracy
@@ -196,15 +197,45 @@ def test_a_rule_that_gives_no_number_is_an_error_that_names_it(value: float) -> 
     assert score_all([Fixed(value=None)], make_sample())["reward"] is None
 
 
-def test_a_bug_of_ours_is_not_swallowed() -> None:
-    class Broken(Reward):
-        kind: str = "broken"
+class Divides(Reward):
+    """Divides by the length of the answer, of which there may be none."""
 
-        def score(self, sample: Sample) -> float:
-            raise KeyError("a bug")
+    kind: str = "divides"
 
-    with pytest.raises(KeyError):
-        score_all([Broken()], make_sample())
+    def score(self, sample: Sample) -> float:
+        return 1 / sample.num_tokens
+
+
+class Inherits(Divides):
+    """Has its one line in another class."""
+
+    kind: str = "inherits"
+
+
+def test_a_reward_that_raises_is_named_with_the_line_in_its_own_file() -> None:
+    line = Divides.score.__code__.co_firstlineno + 1
+    place = rf"failed at tests/test_rewards\.py, line {line}: ZeroDivisionError: "
+    for reward in (Divides(), Inherits()):
+        with pytest.raises(StageFailed, match=f"the reward '{reward.kind}' {place}") as caught:
+            score_all([Accuracy(), reward], make_sample(num_tokens=0))
+        assert isinstance(caught.value.__cause__, ZeroDivisionError) and "traceback" in caught.value.hint
+
+
+class Raises(Reward):
+    """Raises what it was told to."""
+
+    kind: str = "raises"
+    what: Any
+
+    def score(self, sample: Sample) -> float:
+        raise self.what
+
+
+@pytest.mark.parametrize("error", [Interrupted(), MemoryError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_is_no_bug_of_the_reward_is_not_taken_for_one(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        score_all([Raises(what=error)], make_sample())
+    assert caught.value is error
 
 
 @settings(max_examples=300, deadline=None)

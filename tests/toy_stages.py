@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StageFailed
 from pipeline.refs import CHECKPOINT, DATASET, METRICS, CheckpointRef, DatasetRef
 from pipeline.stage import Inputs, Runtime, Stage, Workdir
 
@@ -39,6 +39,8 @@ class Count(Stage):
             raise DataError("the second process has no rows", hint="give it some")
         if self.trouble == "bug":
             raise KeyError("a bug")
+        if self.trouble == "bug in a reward":
+            raise StageFailed("the reward 'toy' failed") from KeyError("a bug")
         if self.trouble == "always memory" or (self.trouble == "memory" and len(tries.read_text()) == 1):
             raise MemoryError
         if self.trouble.startswith("clock "):

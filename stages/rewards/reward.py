@@ -7,17 +7,19 @@ reward model, which is handed in (`models`), so that this file knows nothing of 
 Paper: DeepSeek-R1, sections 2.2.2 (rule-based rewards), 2.3.2 and 2.3.3 (which reward applies to which data
 and when).
 How we differ: weights, domains, scope and schedule are settings; `None` means "does not apply", which is not
-the same as 0. Text from a model never raises; a bug of ours does.
+the same as 0. Text from a model never raises; a bug in a reward does, and is told with its place.
 """
 
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import ConfigError, ModelError, StageFailed
+from pipeline.disk import is_full
+from pipeline.errors import ConfigError, ModelError, PipelineError, StageFailed
 from stages.chat import Response, judged_text
 
 Scope = Literal["reasoning", "answer", "whole"]
@@ -150,8 +152,13 @@ def _column(reward: Reward, samples: Sequence[Sample], models: Mapping[str, Scor
 
 
 def _by_rule(reward: Reward, samples: Sequence[Sample]) -> list[float | None]:
-    """What a rule gives; StageFailed, with the rule's kind, for what is no number."""
-    values = reward.score_many(samples)
+    """What a rule gives; StageFailed, with the rule's kind, where it raises or gives what is no number."""
+    try:
+        values = reward.score_many(samples)
+    except Exception as error:
+        if isinstance(error, PipelineError | MemoryError) or is_full(error):
+            raise
+        raise _failed(reward, error) from error
     for sample, value in zip(samples, values, strict=True):
         if value is not None and not math.isfinite(value):
             raise StageFailed(
@@ -159,6 +166,20 @@ def _by_rule(reward: Reward, samples: Sequence[Sample]) -> list[float | None]:
                 hint=f"mend it in {file_of(type(reward))}: None says that a reward does not apply; then run it again",
             )
     return values
+
+
+def _failed(reward: Reward, error: Exception) -> StageFailed:
+    """Says where a reward raised: the innermost line in its own file, or in that of the class it builds on."""
+    frames = list(traceback.walk_tb(error.__traceback__))[::-1]
+    lines = (
+        f"{file_of(kind)}, line {line}"
+        for kind in type(reward).__mro__
+        for frame, line in frames
+        if frame.f_globals.get("__name__") == kind.__module__
+    )
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    hint = "mend it there, then run the same command again; the stage's log has the traceback"
+    return StageFailed(f"the reward '{reward.kind}' failed at {next(lines)}: {reason}", hint=hint)
 
 
 def file_of(reward: type[Reward]) -> str:
