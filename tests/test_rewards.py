@@ -221,6 +221,16 @@ def test_a_reward_that_raises_is_named_with_the_line_in_its_own_file() -> None:
         assert isinstance(caught.value.__cause__, ZeroDivisionError) and "traceback" in caught.value.hint
 
 
+def test_a_reward_class_without_a_score_is_refused_when_it_is_made() -> None:
+    says = r"tests/test_rewards\.py: the reward class Empty defines neither score nor score_many"
+    with pytest.raises(ConfigError, match=says) as caught:
+
+        class Empty(Reward):
+            kind: str = "empty"
+
+    assert "def score(self, sample: Sample)" in caught.value.hint
+
+
 class Raises(Reward):
     """Raises what it was told to."""
 

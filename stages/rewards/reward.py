@@ -14,7 +14,7 @@ import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,6 +65,15 @@ class Reward(BaseModel):
     """The part of the response it looks at, for rewards that measure text."""
     from_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
     """It applies only after this share of the steps (paper: preference rewards in the last 23.5 %)."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """ConfigError for a class that has neither `score` nor `score_many`: here each asks the other."""
+        if cls.score is Reward.score and cls.score_many is Reward.score_many:
+            raise ConfigError(
+                f"{file_of(cls)}: the reward class {cls.__name__} defines neither score nor score_many",
+                hint="give it `def score(self, sample: Sample) -> float | None`, or score_many where it needs a batch",
+            )
 
     def check_machine(self) -> None:
         """Raises ResourceError where this machine cannot give the reward; called before a stage starts."""
