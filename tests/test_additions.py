@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,20 @@ class Copy:
 
     def says(self, *words: str, **environment: str) -> str:
         """What a command prints; it must succeed."""
-        more = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(self.folder)}
-        whole = {**os.environ, **more, **environment}
-        done = subprocess.run(words, cwd=self.folder, env=whole, capture_output=True, text=True)
+        done = self._run(words, environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def refuses(self, *words: str) -> str:
+        """What `r1` says of a mistake."""
+        done = self._run((sys.executable, "-m", "pipeline", *words), {})
+        assert done.returncode == 2, done.stderr
+        return done.stderr
+
+    def _run(self, words: Sequence[str], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+        more = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(self.folder)}
+        whole = {**os.environ, **more, **environment}
+        return subprocess.run(words, cwd=self.folder, env=whole, capture_output=True, text=True)
 
     def r1(self, *words: str, **environment: str) -> str:
         return self.says(sys.executable, "-m", "pipeline", *words, **environment)
@@ -98,13 +108,17 @@ class Brevity(Reward):
 '''
 
 
-def test_a_reward_is_one_file_and_its_line_in_the_table(copy: Copy) -> None:
-    assert "one file in `stages/rewards/` and its line in the table there" in told("a reward")
-    copy.write("stages/rewards/brevity.py", REWARD)
+def add_reward(copy: Copy, text: str) -> None:
+    copy.write("stages/rewards/brevity.py", text)
     table = "stages/rewards/__init__.py"
     copy.add_line(table, "import Accuracy\n", "from stages.rewards.brevity import Brevity\n")
     copy.add_line(table, "(Accuracy | Format", " | Brevity")
-    assert copy.touched() == {"stages/rewards/brevity.py", table}
+
+
+def test_a_reward_is_one_file_and_its_line_in_the_table(copy: Copy) -> None:
+    assert "one file in `stages/rewards/` and its line in the table there" in told("a reward")
+    add_reward(copy, REWARD)
+    assert copy.touched() == {"stages/rewards/brevity.py", "stages/rewards/__init__.py"}
     assert "kind: brevity" in copy.r1("show", "r1-zero", "--args", "grpo.rewards=[{kind: brevity}]")
     code = (
         "from stages.rewards import *; from stages.chat import parse\n"
@@ -113,6 +127,29 @@ def test_a_reward_is_one_file_and_its_line_in_the_table(copy: Copy) -> None:
         "print(score_many([REWARDS['brevity'](weight=2.0)], [sample])[0])"
     )
     assert copy.says(sys.executable, "-c", code) == "{'reward': 2.0, 'reward/brevity': 1.0}\n"
+
+
+KIND = 'kind: Literal["brevity"] = "brevity"'
+WRONG_REWARDS = {
+    "no kind": (KIND, "", "the reward class Brevity does not say its kind"),
+    "a kind that may be any text": (KIND, 'kind: str = "brevity"', "the reward class Brevity does not say its kind"),
+    "a kind without its value": (KIND, 'kind: Literal["brevity"]', "the reward class Brevity does not say its kind"),
+    "the kind of another": (
+        KIND,
+        'kind: Literal["format"] = "format"',
+        "the kind 'format' of Brevity is that of Format in stages/rewards/format.py",
+    ),
+    "no score": ("def score", "def scores", "the reward class Brevity defines neither score nor score_many"),
+}
+
+
+@pytest.mark.parametrize(("right", "wrong", "says"), WRONG_REWARDS.values(), ids=WRONG_REWARDS.keys())
+def test_a_reward_that_cannot_be_entered_in_the_table_is_one_sentence_with_its_file(
+    right: str, wrong: str, says: str, copy: Copy
+) -> None:
+    add_reward(copy, REWARD.replace(right, wrong))
+    said = copy.refuses("show", "r1-zero").splitlines()
+    assert said[0] == f"error: stages/rewards/brevity.py: {says}" and said[1].startswith("hint: ") and len(said) == 2
 
 
 STAGE = '''"""Counts the rows of a data set."""

@@ -22,7 +22,7 @@ from stages.rewards.language import Language
 from stages.rewards.length import Length
 from stages.rewards.reasoning_steps import ReasoningSteps
 from stages.rewards.repetition_penalty import RepetitionPenalty
-from stages.rewards.reward import PreferenceReward, Reward, Sample, Scorer, score_many
+from stages.rewards.reward import PreferenceReward, Reward, Sample, Scorer, score_many, table_of
 from stages.rewards.soft_format import SoftFormat
 from stages.rewards.soft_overlong_punishment import SoftOverlongPunishment
 from stages.rewards.strict_format import StrictFormat
@@ -38,8 +38,7 @@ AnyReward = Annotated[
     Field(discriminator="kind"),
 ]
 
-REWARDS: dict[str, type[Reward]] = {
-    kind.model_fields["kind"].default: kind for kind in get_args(get_args(AnyReward)[0])
-}
+REWARDS: dict[str, type[Reward]] = table_of(get_args(get_args(AnyReward)[0]))
+"""The class of each kind."""
 
 __all__ = ["REWARDS", "AnyReward", "PreferenceReward", "Reward", "Sample", "Scorer", "score_many"]

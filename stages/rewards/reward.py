@@ -12,9 +12,9 @@ the same as 0. Text from a model never raises; a bug in a reward does, and is to
 
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -194,6 +194,22 @@ def _failed(reward: Reward, error: Exception) -> StageFailed:
 def file_of(reward: type[Reward]) -> str:
     """Where a reward is written."""
     return f"{reward.__module__.replace('.', '/')}.py"
+
+
+def table_of(classes: Iterable[type[Reward]]) -> dict[str, type[Reward]]:
+    """Each class under its kind; ConfigError, with the file, for one without a kind or with that of another."""
+    table: dict[str, type[Reward]] = {}
+    for each in classes:
+        kind, example = each.model_fields["kind"], each.__name__.lower()
+        hint = f'write `kind: Literal["{example}"] = "{example}"` in the class'
+        if get_args(kind.annotation) != (kind.default,):
+            raise ConfigError(f"{file_of(each)}: the reward class {each.__name__} does not say its kind", hint=hint)
+        if kind.default in table:
+            other = table[kind.default]
+            sentence = f"the kind '{kind.default}' of {each.__name__} is that of {other.__name__} in {file_of(other)}"
+            raise ConfigError(f"{file_of(each)}: {sentence}", hint=hint)
+        table[kind.default] = each
+    return table
 
 
 def _lacks_model(reward: PreferenceReward) -> ConfigError:
