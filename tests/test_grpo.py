@@ -324,6 +324,18 @@ def test_what_cannot_be_is_refused_with_a_sentence_before_any_training(
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+ABSENT = [(["foo", "bar"], "foo, bar"), ("foo", "foo"), ("(foo", r"\(foo"), ([], ""), (["mlp"], "mlp")]
+
+
+@pytest.mark.parametrize(("target_modules", "asked"), ABSENT)
+def test_an_adapter_on_layers_that_the_model_lacks_is_refused_with_those_that_it_has(
+    target_modules: Any, asked: str, base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"lora\.target_modules: .* by the name '{asked}'") as caught:
+        train(toy(lora={"target_modules": target_modules}), base, tmp_path)
+    assert "are down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj; all-linear" in caught.value.hint
+
+
 def test_code_rewards_without_a_sandbox_are_refused_before_any_training(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

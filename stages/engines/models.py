@@ -8,6 +8,7 @@ kind is a ModelError with one sentence; code from a checkpoint is never run (`tr
 import contextlib
 import json
 import logging
+import re
 import resource
 import warnings
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pipeline.errors import ModelError, ResourceError
+from pipeline.errors import ConfigError, ModelError, ResourceError
 from pipeline.places import stays_inside
 from pipeline.stage import ModelSource
 from stages.engines import ranks
@@ -148,7 +149,8 @@ def attach_lora(
 ) -> Any:
     """`model` with a fresh LoRA adapter (B = 0, so it starts as the same function), as a PeftModel.
 
-    The head of a classifier is trained as a whole beside the adapter.
+    The head of a classifier is trained as a whole beside the adapter. Raises ConfigError for `target_modules` that are
+    not in the model, or that can have no adapter.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -159,7 +161,23 @@ def attach_lora(
         target_modules=target_modules,
         task_type="SEQ_CLS" if is_classifier(model) else "CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, re.error) as error:  # the other settings have been looked at
+        asked = target_modules if isinstance(target_modules, str) else ", ".join(target_modules)
+        raise ConfigError(
+            f"lora.target_modules: the model has no layers for an adapter by the name '{asked}'",
+            hint=f"its linear layers are {', '.join(_linear_layers(model))}; all-linear takes all of them",
+        ) from error
+
+
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """Their names, each once, without the head's."""
+    heads = (model.get_output_embeddings(), getattr(model, "score", None))
+    linear = (
+        name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer not in heads
+    )
+    return sorted({name.rpartition(".")[2] for name in linear})
 
 
 def load_for_training(
