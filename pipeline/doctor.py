@@ -26,7 +26,18 @@ from pipeline.refs import CHECKPOINT, Ref
 from pipeline.settings import read_yaml
 from pipeline.sources import hub_answers
 from pipeline.stage import Stage, locate
-from stages.forecast import Device, Forecast, fits, forecast, num_weights, uses_vllm, what_would_fit
+from stages.forecast import (
+    Device,
+    Forecast,
+    at_its_longest,
+    fits,
+    forecast,
+    num_weights,
+    room_for_prompts,
+    uses_vllm,
+    what_would_fit,
+)
+from stages.grpo import GRPO
 from stages.memory_plan import CONTEXT_BYTES, Shape
 from stages.training import CUDA_OPTIMISERS
 
@@ -179,6 +190,8 @@ def problems(name: str, stage: Stage, shape: Shape | None, machine: Machine) -> 
     if device.is_gpu and getattr(stage, "sampler", None) == "vllm" and not machine.vllm:
         instead = f"ARGS=stages.{name}.sampler=auto samples without it; `make setup-gpu` installs it"
         found.append(Problem(f"stage {name}: sampler 'vllm' was asked for, but vLLM is not installed", instead))
+    if shape and isinstance(stage, GRPO):
+        found += _beyond_context(name, stage, shape)
     if not found and shape and not fits(stage, shape, device):
         found.append(_too_big(name, stage, shape, device))
     return found
@@ -204,6 +217,17 @@ def _without_cuda(name: str, stage: Stage, machine: Machine) -> list[Problem]:
 
 def _needs_cuda(name: str, what: str, why: str, assignment: str) -> Problem:
     return Problem(f"stage {name}: {what} needs CUDA, but {why}", f"ARGS={assignment}, or SCALE=mini, made for a CPU")
+
+
+def _beyond_context(name: str, stage: GRPO, shape: Shape) -> list[Problem]:
+    """Responses as long as the model's context; a training samples them whole, so no prompt has room beside them."""
+    longest = at_its_longest(stage)
+    if not shape.context or not isinstance(longest, GRPO) or longest.max_completion_length < shape.context:
+        return []
+    sentence = f"responses of {longest.max_completion_length} tokens leave a prompt no room in the model's context"
+    setting = f"stages.{name}.max_completion_length={room_for_prompts(stage, shape)}"
+    instead = f"ARGS={setting} leaves half of it to the prompts"
+    return [Problem(f"stage {name}: {sentence} of {shape.context}", instead)]
 
 
 def _too_big(name: str, stage: Stage, shape: Shape, device: Device) -> Problem:

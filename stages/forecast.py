@@ -108,7 +108,7 @@ def forecast(stage: Stage, shape: Shape, device: Device) -> Forecast | None:
     """What `stage` needs on `device`; None for a stage that neither trains nor samples."""
     if not isinstance(stage, TrainingStage | SamplingStage):
         return None
-    seconds, stage = _seconds(stage, shape, device), _at_its_longest(stage)
+    seconds, stage = _seconds(stage, shape, device), at_its_longest(stage)
     weights, adapter, optimiser = _held(stage, shape, device)
     cache, least_cache = _cache(stage, shape, device) if isinstance(stage, SamplingStage) else (0.0, 0.0)
     allowed = min(device.allowed_bytes(uses_vllm(stage, device)), _told(stage))
@@ -132,11 +132,18 @@ def forecast(stage: Stage, shape: Shape, device: Device) -> Forecast | None:
     )
 
 
-def _at_its_longest(stage: Stage) -> Stage:
+def at_its_longest(stage: Stage) -> Stage:
     """The stage in the phase with the longest responses: what fits then fits before."""
     if not isinstance(stage, GRPO) or not stage.lengthening:
         return stage
     return stage.in_phase(max(stage.lengthening, key=lambda phase: (phase.length, phase.generations)))
+
+
+def room_for_prompts(stage: SamplingStage, shape: Shape) -> int:
+    """The `max_completion_length` that leaves half of the model's context to the prompts, in every phase."""
+    longest = at_its_longest(stage)
+    assert isinstance(longest, SamplingStage)
+    return max(1, shape.context * stage.max_completion_length // (2 * longest.max_completion_length))
 
 
 def fits(stage: Stage, shape: Shape, device: Device) -> bool:
@@ -150,11 +157,11 @@ def fits(stage: Stage, shape: Shape, device: Device) -> bool:
 def what_would_fit(stage: Stage, shape: Shape, device: Device) -> dict[str, Any] | None:
     """The first change of settings with which the stage fits, the mildest first; None where none does."""
     found = forecast(stage, shape, device)
-    changes = _changes(stage, device, found.least_cache) if found else ()
+    changes = _changes(stage, shape, device, found.least_cache) if found else ()
     return next((change for change in changes if fits(stage.model_copy(update=change), shape, device)), None)
 
 
-def _changes(stage: Stage, device: Device, least_cache: float) -> Iterator[dict[str, Any]]:
+def _changes(stage: Stage, shape: Shape, device: Device, least_cache: float) -> Iterator[dict[str, Any]]:
     """One change after the other, then more and more of them together."""
     steps: list[dict[str, Any]] = []
     if isinstance(stage, TrainingStage):
@@ -166,7 +173,9 @@ def _changes(stage: Stage, device: Device, least_cache: float) -> Iterator[dict[
         if uses_vllm(stage, device) and share < 1:
             steps += [{"vllm": stage.vllm.model_copy(update={"gpu_memory_utilization": share})}]
         steps += [{"sampler": "transformers"}] if uses_vllm(stage, device) else []
-        steps += [{"max_completion_length": max(1, stage.max_completion_length // part)} for part in (2, 4)]
+        whole = stage.max_completion_length
+        most = room_for_prompts(stage, shape) if shape.context else whole
+        steps += [{"max_completion_length": max(1, min(whole // part, most))} for part in (2, 4)]
     steps = [step for step in steps if any(getattr(stage, name) != value for name, value in step.items())]
     yield from steps
     together: dict[str, Any] = {}

@@ -67,6 +67,8 @@ class Shape:
     inner: int
     vocab: int
     tied: bool
+    context: int = 0
+    """The most tokens, prompt and response together; 0 = not known."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Shape":
@@ -80,6 +82,7 @@ class Shape:
             inner=config.get("intermediate_size") or 4 * hidden,
             vocab=config["vocab_size"],
             tied=bool(config.get("tie_word_embeddings", False)),
+            context=config.get("max_position_embeddings") or 0,
         )
 
     @property

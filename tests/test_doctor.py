@@ -155,6 +155,35 @@ def test_a_memory_gb_that_is_too_small_is_told_with_the_least_that_does(machine:
     assert not problems(machine, scale, "r1_zero", found.instead.removeprefix("ARGS=").partition(",")[0])
 
 
+@pytest.mark.parametrize("length", [256, 250_000, 1_000_000])
+def test_responses_that_fill_the_models_context_are_told_with_a_length_that_fits(length: int) -> None:
+    [found] = problems(CPU, "mini", "r1_zero", f"stages.r1_zero.max_completion_length={length}")
+    says = f"responses of {length} tokens leave a prompt no room in the model's context of 256"
+    assert found.sentence == f"stage r1_zero: {says}"
+    assert found.instead == "ARGS=stages.r1_zero.max_completion_length=128 leaves half of it to the prompts"
+
+
+def test_a_phase_that_fills_the_models_context_is_told_with_a_length_that_fits_in_all_phases() -> None:
+    phases = "stages.r1_zero.lengthening=[{from_fraction: 0.3, length: 2}, {from_fraction: 0.5, length: 4}]"
+    [found] = problems(CPU, "mini", "r1_zero", phases)
+    assert "responses of 384 tokens" in found.sentence and "max_completion_length=32 " in found.instead
+    assert not problems(CPU, "mini", "r1_zero", phases, "stages.r1_zero.max_completion_length=32")
+
+
+def test_responses_are_not_refused_where_they_are_cut_at_the_context_or_it_is_not_known() -> None:
+    assert not problems(CPU, "mini", "r1_zero", "stages.r1_zero.max_completion_length=255")
+    assert not problems(CPU, "mini", "eval_base", "stages.eval_base.max_completion_length=1000")
+    assert not problems(H100, "qwen-0.5b", "r1_zero", "stages.r1_zero.max_completion_length=20000")
+
+
+def test_what_would_fit_is_never_longer_than_the_models_context() -> None:
+    small = Device("a CPU", 0.1 * GIB, is_gpu=False)
+    recipe = load_recipe("r1-zero", "mini", args=["stages.eval_base.max_completion_length=1000000"])
+    stage = recipe.stages["eval_base"]
+    sizes = doctor.shape_of(stage, recipe.stages, recipe.folder)
+    assert sizes and what_would_fit(stage, sizes, small) == {"max_completion_length": 128}
+
+
 WRONG = {
     "no GPU for nf4": (CPU, "llama-8b", (), r"quantization 'nf4' needs CUDA, but this machine has no GPU"),
     "a driver that is too old": (
