@@ -256,15 +256,14 @@ def _unpack(arguments: argparse.Namespace) -> None:
 
 def _verify(arguments: argparse.Namespace) -> None:
     from pipeline.console import show_verified
-    from pipeline.verify import verify
+    from pipeline.verify import mend, verify
 
     damaged = []
     for found in verify(_run_folder(arguments.run)):
         show_verified(found)
         damaged += [found.stage] if found.damage else []
     if damaged:
-        hint = f"REBUILD={damaged[0]} makes it and what rests on it again; the damaged folder is kept aside"
-        raise ArtifactError(f"run '{arguments.run}' is damaged in {', '.join(damaged)}", hint=hint)
+        raise ArtifactError(f"run '{arguments.run}' is damaged in {', '.join(damaged)}", hint=mend(damaged[0]))
 
 
 def _cards(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,8 @@
 
 `pack` writes one archive of a run's folder. Left out are weights that can be computed again from their base and the
 adapter beside them, and all but the newest whole training checkpoint of a stage that is not done. `unpack` puts the
-archive into `runs/` and merges again, the earliest stage first; then the same command goes on where it stopped.
+archive into `runs/` and merges again, the earliest stage first; then the same command goes on where it stopped. Both
+look at every byte of the finished stages, as `make verify` does, and refuse damage that merging again does not mend.
 
 The run may be at work meanwhile. What is packed is the run of one moment: finished files and the checkpoint do not
 change, and are held open, so that they can be read after the run has deleted or renamed them; of files that still
@@ -24,19 +25,20 @@ import shutil
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any
 
-from pipeline.artifact import checkpoints_in, damage, newest_checkpoint, read_json, read_manifest, sha256, write_json
+from pipeline.artifact import checkpoints_in, newest_checkpoint, read_json, read_manifest, sha256, write_json
 from pipeline.durable import MANIFEST, is_temporary, rename, whole_file
 from pipeline.errors import ArtifactError, ResourceError
 from pipeline.lock import RETRY_S, pack_lock
 from pipeline.provenance import hardware
 from pipeline.recipe import build_stage
 from pipeline.stage import Inputs, locate
+from pipeline.verify import Verified, mend, verify
 from pipeline.written import Written
 from stages import STAGES
 
@@ -47,14 +49,16 @@ _IN_CHECKPOINT = re.compile(r"checkpoints/checkpoint-\d+/")
 
 
 def pack(run_dir: Path, archive: Path) -> Path:
-    """Writes the run to `archive` (.tar.gz), whole or not at all; ArtifactError when there is no such run."""
+    """Writes the run to `archive` (.tar.gz), whole or not at all; ArtifactError when it is not there or damaged."""
     if not (run_dir / "recipe.json").is_file():
         raise ArtifactError(f"there is no run at {run_dir}", hint="name one with RUN=…")
     if archive.is_dir() or not archive.parent.is_dir():
         what = f"{archive} is a folder" if archive.is_dir() else f"there is no folder {archive.parent} for the archive"
         raise ArtifactError(what, hint="name a file in a folder that is there: FILE=…")
     with pack_lock(run_dir), whole_file(archive, "wb") as file, ExitStack() as held:
-        files = _at_one_moment(run_dir, archive.parent, held)
+        files, damaged = _at_one_moment(run_dir, archive.parent, held)
+        if damaged:
+            raise ArtifactError(f"run '{run_dir.name}' is damaged in {_told(damaged)}", mend(damaged[0].stage))
         with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1, dereference=True) as tar:
             for path, content in files.items():
                 inside = Path(run_dir.name, path.relative_to(run_dir))
@@ -62,18 +66,18 @@ def pack(run_dir: Path, archive: Path) -> Path:
     return archive
 
 
-def _at_one_moment(run_dir: Path, room: Path, held: ExitStack) -> dict[Path, IO[bytes]]:
-    """Every file to pack, open; begins again when the run has moved one meanwhile."""
+def _at_one_moment(run_dir: Path, room: Path, held: ExitStack) -> tuple[dict[Path, IO[bytes]], list[Verified]]:
+    """Every file to pack, open, and the damaged stages; begins again when the run has moved one meanwhile."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # a data set may have thousands of shards
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for _ in range(TRIES):
         with ExitStack() as attempt, suppress(FileNotFoundError, ArtifactError):
-            before = _folders(run_dir)
+            before, damaged = _folders(run_dir), _damaged(run_dir, verify(run_dir))
             files = {path: attempt.enter_context(_open(path, fixed, room)) for path, fixed in _to_pack(run_dir)}
             if _folders(run_dir) == before:
                 held.enter_context(attempt.pop_all())
-                return files
+                return files, damaged
         time.sleep(RETRY_S)
     raise ResourceError(f"run '{run_dir.name}' changed {TRIES} times while it was packed", hint="pack it again")
 
@@ -81,6 +85,22 @@ def _at_one_moment(run_dir: Path, room: Path, held: ExitStack) -> dict[Path, IO[
 def _folders(run_dir: Path) -> set[tuple[str, int]]:
     """The folders of a run and what tells one from another of the same name."""
     return {(path.name, path.stat().st_ino) for path in run_dir.iterdir() if path.is_dir()}
+
+
+def _damaged(run_dir: Path, found: Iterable[Verified]) -> list[Verified]:
+    """Those of the finished stages with damage that is not mended by merging their weights again."""
+    left = [one._replace(damage=_not_mended(run_dir / one.stage, one.damage)) for one in found]
+    return [one for one in left if one.damage]
+
+
+def _not_mended(folder: Path, damage: list[str]) -> list[str]:
+    has_adapter = (folder / ADAPTER).is_file()
+    return [phrase for phrase in damage if not (has_adapter and phrase.startswith(f"{WEIGHTS} "))]
+
+
+def _told(damaged: list[Verified]) -> str:
+    """`eval_base (metrics.json is missing), r1_zero (…)`."""
+    return ", ".join(f"{one.stage} ({'; '.join(one.damage[:3])})" for one in damaged)
 
 
 @contextmanager
@@ -144,10 +164,13 @@ def unpack(archive: Path, runs: Path) -> Path:
         with _opened(archive) as tar:
             tar.extractall(scratch, filter="data")  # no path leads out of the folder
         arrived = Path(scratch, run)
-        for name, settings in _stages_of(arrived).items():
-            folder = arrived / name
-            if (folder / MANIFEST).is_file() and (folder / ADAPTER).is_file() and not (folder / WEIGHTS).is_file():
-                _merge_again(folder, dict(settings))
+        stages, found = _stages_of(arrived), list(verify(arrived))
+        if damaged := _damaged(arrived, found):
+            hint = "pack it again where it was made; nothing was changed here"
+            raise ArtifactError(f"the packed run {archive} is damaged in {_told(damaged)}", hint)
+        for one in found:
+            if one.damage:
+                _merge_again(arrived / one.stage, dict(stages[one.stage]))
         rename(arrived, target)
     return target
 
@@ -186,8 +209,6 @@ def _stages_of(run_dir: Path) -> dict[str, dict[str, Any]]:
 
 def _merge_again(folder: Path, settings: dict[str, Any]) -> None:
     """Makes the merged weights of a finished stage, and records their checksum."""
-    if wrong := [phrase for phrase in damage(folder, deep=True) if not phrase.startswith(WEIGHTS)]:
-        raise ArtifactError(f"stage {folder.name} of the packed run is damaged: {'; '.join(wrong[:3])}")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # when it is imported it says what CPUs lack
     from stages.engines.merging import merge_again  # imports torch
     from stages.engines.models import quiet

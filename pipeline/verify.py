@@ -32,9 +32,14 @@ def verify(run_dir: Path) -> Iterator[Verified]:
             yield _verified(folder)
 
 
+def mend(stage: str) -> str:
+    """The hint for a damaged stage."""
+    return f"REBUILD={stage} makes it and what rests on it again; the damaged folder is kept aside"
+
+
 def _verified(folder: Path) -> Verified:
     try:
         files = read_manifest(folder)["files"]
     except ArtifactError as error:
-        return Verified(folder.name, 0, 0, [error.message])
+        return Verified(folder.name, 0, 0, [error.message.removeprefix(f"{folder.parent}/")])
     return Verified(folder.name, len(files), sum(f["size"] for f in files.values()), damage(folder, deep=True))

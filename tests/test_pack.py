@@ -87,9 +87,55 @@ def test_weights_that_round_differently_there_are_recorded(run_dir: Path, tmp_pa
 def test_a_packed_run_that_was_changed_is_refused_and_leaves_no_run(run_dir: Path, tmp_path: Path) -> None:
     here = unpack(pack(run_dir, tmp_path / "first.tar.gz"), tmp_path / "here")
     (here / "policy" / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ArtifactError, match=r"stage policy of the packed run is damaged: adapter/adapter_config.json"):
-        unpack(pack(here, tmp_path / "changed.tar.gz"), tmp_path / "there")
-    assert not (tmp_path / "there" / "first").exists()
+    with pytest.raises(ArtifactError, match=r"is damaged in policy \(adapter/adapter_config.json has 2 bytes"):
+        unpack(by_hand(here, tmp_path), tmp_path / "there")
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_a_damaged_run_is_not_packed_and_every_damaged_stage_is_named(toy: Path, r1: Any) -> None:
+    r1("run", "toy")
+    run_dir = toy / "runs/toy-mini"
+    (run_dir / "eval_model/metrics.json").write_text("nope")
+    (run_dir / "data/rows.jsonl").unlink()
+    (run_dir / "model/manifest.json").unlink()
+    code, output = r1("pack", "toy-mini", "--file", str(toy / "x.tar.gz"))
+    assert code == 2 and len(output.splitlines()) == 2
+    assert "run 'toy-mini' is damaged in data (rows.jsonl is missing), model (model/manifest.json is missing)" in output
+    assert ", eval_model (metrics.json has 4 bytes instead of" in output and "hint: REBUILD=data makes it" in output
+    assert not list(toy.glob("*x.tar.gz*"))
+
+
+def test_damage_to_any_finished_stage_of_a_packed_run_is_refused(
+    toy: Path, r1: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r1("run", "toy")
+    (toy / "runs/toy-mini/eval_model/metrics.json").write_text("nope")
+    (toy / "runs/toy-mini/model/manifest.json").write_text("{")
+    by_hand(toy / "runs/toy-mini", toy)
+    monkeypatch.setenv("R1_RUNS", str(toy / "there"))
+    code, output = r1("unpack", str(toy / "by-hand.tar.gz"))
+    assert code == 2 and "damaged in model (model/manifest.json is damaged" in output and ".unpacking" not in output
+    assert "), eval_model (metrics.json has 4 bytes" in output and "hint: pack it again" in output
+    assert not list((toy / "there").iterdir())
+
+
+def test_unfinished_stages_and_those_kept_beside_are_packed_as_they_are(toy: Path, r1: Any, tmp_path: Path) -> None:
+    r1("run", "toy", "--until", "model")
+    run_dir = toy / "runs/toy-mini"
+    shutil.copytree(run_dir / "model", run_dir / "model.old1")
+    (run_dir / "model.old1/config.json").write_text("damaged, and therefore rebuilt")
+    (run_dir / "eval_model.partial").mkdir()
+    (run_dir / "eval_model.partial/completions.jsonl").write_text("{}")
+    there = unpack(pack(run_dir, tmp_path / "x.tar.gz"), tmp_path / "there")
+    assert (there / "eval_model.partial/completions.jsonl").is_file() and (there / "model.old1/config.json").is_file()
+
+
+def test_damaged_merged_weights_are_made_again_from_their_adapter(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "here" / "first")
+    (copy / "policy/model.safetensors").write_text("nope")
+    for archive in (pack(copy, tmp_path / "packed.tar.gz"), by_hand(copy, tmp_path)):
+        there = unpack(archive, tmp_path / f"from {archive.name}")
+        assert sha256(there / "policy/model.safetensors") == sha256(run_dir / "policy/model.safetensors")
 
 
 def test_a_run_that_is_there_already_is_not_touched(run_dir: Path, tmp_path: Path) -> None:
@@ -143,9 +189,9 @@ def test_a_packed_file_cannot_write_outside_the_runs(run_dir: Path, tmp_path: Pa
 
 def test_an_archive_that_tar_made_of_a_whole_folder_is_understood(run_dir: Path, tmp_path: Path) -> None:
     here = unpack(pack(run_dir, tmp_path / "first.tar.gz"), tmp_path / "here")
-    with tarfile.open(tmp_path / "by-hand.tar.gz", "w:gz") as tar:
+    with tarfile.open(tmp_path / "of-runs.tar.gz", "w:gz") as tar:
         tar.add(here.parent, ".")
-    assert load(unpack(tmp_path / "by-hand.tar.gz", tmp_path / "there") / "policy", deep=True)
+    assert load(unpack(tmp_path / "of-runs.tar.gz", tmp_path / "there") / "policy", deep=True)
 
 
 @pytest.mark.parametrize(
@@ -183,4 +229,11 @@ def with_recipe(written: str, run_dir: Path, tmp_path: Path) -> Path:
     """The packed run with another `recipe.json`."""
     copy = shutil.copytree(run_dir, tmp_path / "copy" / "first", dirs_exist_ok=True)
     (copy / "recipe.json").write_text(written)
-    return pack(copy, tmp_path / "changed.tar.gz")
+    return by_hand(copy, tmp_path)
+
+
+def by_hand(run_dir: Path, tmp_path: Path) -> Path:
+    """The run as `tar` packs it, which looks at nothing."""
+    with tarfile.open(tmp_path / "by-hand.tar.gz", "w:gz") as tar:
+        tar.add(run_dir, run_dir.name)
+    return tmp_path / "by-hand.tar.gz"
