@@ -52,9 +52,7 @@ def pack(run_dir: Path, archive: Path) -> Path:
     """Writes the run to `archive` (.tar.gz), whole or not at all; ArtifactError when it is not there or damaged."""
     if not (run_dir / "recipe.json").is_file():
         raise ArtifactError(f"there is no run at {run_dir}", hint="name one with RUN=…")
-    if archive.is_dir() or not archive.parent.is_dir():
-        what = f"{archive} is a folder" if archive.is_dir() else f"there is no folder {archive.parent} for the archive"
-        raise ArtifactError(what, hint="name a file in a folder that is there: FILE=…")
+    _require_writable(archive)
     with pack_lock(run_dir), whole_file(archive, "wb") as file, ExitStack() as held:
         files, damaged = _at_one_moment(run_dir, archive.parent, held)
         if damaged:
@@ -64,6 +62,19 @@ def pack(run_dir: Path, archive: Path) -> Path:
                 inside = Path(run_dir.name, path.relative_to(run_dir))
                 tar.addfile(tar.gettarinfo(arcname=str(inside), fileobj=content), content)
     return archive
+
+
+def _require_writable(archive: Path) -> None:
+    """ArtifactError where no archive can come to be, or would take the place of a device."""
+    wrong = ""
+    if archive.is_dir():
+        wrong = f"{archive} is a folder"
+    elif not archive.parent.is_dir():
+        wrong = f"there is no folder {archive.parent} for the archive"
+    elif archive.exists() and not archive.is_file():
+        wrong = f"{archive} is there and is no regular file"
+    if wrong:
+        raise ArtifactError(wrong, hint="name a file in a folder that is there: FILE=…")
 
 
 def _at_one_moment(run_dir: Path, room: Path, held: ExitStack) -> tuple[dict[Path, IO[bytes]], list[Verified]]:

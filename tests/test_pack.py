@@ -1,6 +1,7 @@
 """Taking a run to another machine: merged weights stay behind and are the same bytes when they are made again."""
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -176,6 +177,15 @@ def test_an_archive_needs_a_folder_that_is_there(run_dir: Path, tmp_path: Path) 
         pack(run_dir, tmp_path / "nowhere" / "first.tar.gz")
     with pytest.raises(ArtifactError, match=r" is a folder\n"):
         pack(run_dir, tmp_path)
+
+
+def test_what_is_no_regular_file_is_not_replaced_by_an_archive(run_dir: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "fifo")
+    for name in ("fifo", "link"):
+        with pytest.raises(ArtifactError, match=rf"{name} is there and is no regular file\nhint: .*FILE=…"):
+            pack(run_dir, tmp_path / name)
+    assert (tmp_path / "fifo").is_fifo() and (tmp_path / "link").is_symlink() and len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_packed_file_cannot_write_outside_the_runs(run_dir: Path, tmp_path: Path) -> None:
