@@ -53,7 +53,8 @@ def pack(run_dir: Path, archive: Path) -> Path:
     if not (run_dir / "recipe.json").is_file():
         raise ArtifactError(f"there is no run at {run_dir}", hint="name one with RUN=…")
     _require_writable(archive)
-    with pack_lock(run_dir), whole_file(archive, "wb") as file, ExitStack() as held:
+    with pack_lock(run_dir), ExitStack() as held:
+        file = _begun(archive, held)
         files, damaged = _at_one_moment(run_dir, archive.parent, held)
         if damaged:
             raise ArtifactError(f"run '{run_dir.name}' is damaged in {_told(damaged)}", mend(damaged[0].stage))
@@ -75,6 +76,15 @@ def _require_writable(archive: Path) -> None:
         wrong = f"{archive} is there and is no regular file"
     if wrong:
         raise ArtifactError(wrong, hint="name a file in a folder that is there: FILE=…")
+
+
+def _begun(archive: Path, held: ExitStack) -> IO[bytes]:
+    """The archive to write into; a ResourceError where the system refuses."""
+    try:
+        return held.enter_context(whole_file(archive, "wb"))
+    except OSError as error:
+        hint = "name a file in a folder that you may write to: FILE=…"
+        raise ResourceError(f"{archive} cannot be written: {error.strerror}", hint) from None
 
 
 def _at_one_moment(run_dir: Path, room: Path, held: ExitStack) -> tuple[dict[Path, IO[bytes]], list[Verified]]:

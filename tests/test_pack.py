@@ -1,5 +1,6 @@
 """Taking a run to another machine: merged weights stay behind and are the same bytes when they are made again."""
 
+import errno
 import json
 import os
 import shutil
@@ -186,6 +187,24 @@ def test_what_is_no_regular_file_is_not_replaced_by_an_archive(run_dir: Path, tm
         with pytest.raises(ArtifactError, match=rf"{name} is there and is no regular file\nhint: .*FILE=…"):
             pack(run_dir, tmp_path / name)
     assert (tmp_path / "fifo").is_fifo() and (tmp_path / "link").is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    toy: Path, r1: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r1("run", "toy", "--until", "data")
+    elsewhere, open_file = tmp_path_factory.mktemp("elsewhere"), Path.open
+
+    def refuses(path: Path, *words: Any, **options: Any) -> Any:
+        if path.parent == elsewhere:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, *words, **options)
+
+    monkeypatch.setattr(Path, "open", refuses)
+    code, output = r1("pack", "toy-mini", "--file", str(elsewhere / "x.tar.gz"))
+    assert code == 2 and len(output.splitlines()) == 2
+    assert f"error: {elsewhere / 'x.tar.gz'} cannot be written: Permission denied\nhint: " in output
+    assert "FILE=…" in output and ".tmp" not in output
 
 
 def test_a_packed_file_cannot_write_outside_the_runs(run_dir: Path, tmp_path: Path) -> None:
