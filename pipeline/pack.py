@@ -203,25 +203,31 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
             yield tar
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileNotFoundError, IsADirectoryError) as error:
         why = getattr(error, "strerror", None) or str(error).partition(":\n")[0]  # tarfile lists every way it tried
-        hint = "make one with `make pack RUN=…`, and name it: FILE=…"
-        raise ArtifactError(f"{archive} is no packed run: {why}", hint) from None
+        raise _no_packed_run(archive, why) from None
+
+
+def _no_packed_run(archive: Path, why: str) -> ArtifactError:
+    return ArtifactError(f"{archive} is no packed run: {why}", "make one with `make pack RUN=…`, and name it: FILE=…")
 
 
 def _name_of(archive: Path) -> str:
     """The one folder that the archive holds; no links, which could lead out of it."""
     with _opened(archive) as tar:
-        tops = {part for name in tar.getnames() for part in Path(name).parts[:1]}
+        paths = [Path(name) for name in tar.getnames()]
         others = [member.name for member in tar if not (member.isfile() or member.isdir())]
     if others:
-        raise ArtifactError(f"{archive} is no packed run: {others[0]} is a link or a device")
+        raise _no_packed_run(archive, f"{others[0]} is a link or a device")
+    tops = {part for path in paths for part in path.parts[:1]}
     if len(tops) != 1 or not re.fullmatch(r"\w[\w.-]*", name := tops.pop()):
-        raise ArtifactError(f"{archive} is no packed run: it does not hold one folder")
+        raise _no_packed_run(archive, "it does not hold one folder")
+    if Path(name, "recipe.json") not in paths:
+        raise _no_packed_run(archive, f"there is no recipe.json in its folder {name}")
     return name
 
 
 def _stages_of(run_dir: Path) -> dict[str, dict[str, Any]]:
     """Name -> settings of the stages of a run that came from elsewhere; no name leads out of the run's folder."""
-    with suppress(ValueError, LookupError, TypeError):
+    with suppress(ArtifactError, ValueError, LookupError, TypeError):
         stages = Written.model_validate(read_json(run_dir / "recipe.json")).stages
         if stages and all(settings["kind"] in STAGES for settings in stages.values()):
             return stages

@@ -173,6 +173,15 @@ def test_what_is_no_packed_run_is_one_sentence(tmp_path: Path, r1: Any) -> None:
     assert code == 2 and "name it: FILE=…" in output
 
 
+def test_an_archive_of_others_is_no_packed_run_and_is_not_extracted(tmp_path: Path, r1: Any, toy: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/notes.txt").write_text("mine")
+    archive = by_hand(tmp_path / "in", tmp_path)
+    code, output = r1("unpack", str(archive))
+    assert code == 2 and f"error: {archive} is no packed run: there is no recipe.json in its folder in\n" in output
+    assert "hint: make one with `make pack RUN=…`" in output and not list((toy / "runs").iterdir())
+
+
 def test_an_archive_needs_a_folder_that_is_there(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no folder .*nowhere for the archive"):
         pack(run_dir, tmp_path / "nowhere" / "first.tar.gz")
@@ -210,6 +219,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
 def test_a_packed_file_cannot_write_outside_the_runs(run_dir: Path, tmp_path: Path) -> None:
     archive = tmp_path / "evil.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
+        tar.add(run_dir / "recipe.json", "first/recipe.json")
         tar.add(run_dir / "recipe.json", "first/../../../outside.json")
     with pytest.raises(ArtifactError, match="is no packed run"):
         unpack(archive, tmp_path / "runs")
@@ -227,7 +237,7 @@ def test_an_archive_that_tar_made_of_a_whole_folder_is_understood(run_dir: Path,
     "written", ["", "[]", "{}", '{"stages": []}', '{"stages": {"policy": 1}}', '{"stages": {"policy": {}}}']
 )
 def test_a_packed_run_without_a_readable_recipe_is_a_sentence(written: str, run_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"recipe.json"):
+    with pytest.raises(ArtifactError, match=r"^recipe.json of the packed run .*\nhint: pack it again"):
         unpack(with_recipe(written, run_dir, tmp_path), tmp_path / "there")
     assert not (tmp_path / "there" / "first").exists()
 
