@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pipeline.artifact import write_json
+from pipeline.artifact import read_or_empty, write_json
 from pipeline.console import console, progress_bars, show_done, show_note, show_plan
 from pipeline.errors import ConfigError, interrupt
 from pipeline.estimates import expected_seconds
@@ -64,6 +64,8 @@ def execute(
             finally:
                 with suppress(OSError):  # a full disk has its own sentence already
                     write_views(recipe.folder)
+        elif not isinstance(read_or_empty(recipe.folder / "recipe.json").get("stages"), dict):  # lost meanwhile
+            write_json(recipe.folder / "recipe.json", recipe.as_json())
         console.print(summary_line(recipe.folder))
 
 

@@ -38,7 +38,7 @@ from pipeline.lock import RETRY_S, pack_lock
 from pipeline.provenance import hardware
 from pipeline.recipe import build_stage
 from pipeline.stage import Inputs, locate
-from pipeline.verify import Verified, mend, verify
+from pipeline.verify import Verified, mend, stages_named, verify
 from pipeline.written import Written
 from stages import STAGES
 
@@ -50,8 +50,7 @@ _IN_CHECKPOINT = re.compile(r"checkpoints/checkpoint-\d+/")
 
 def pack(run_dir: Path, archive: Path) -> Path:
     """Writes the run to `archive` (.tar.gz), whole or not at all; ArtifactError when it is not there or damaged."""
-    if not (run_dir / "recipe.json").is_file():
-        raise ArtifactError(f"there is no run at {run_dir}", hint="name one with RUN=…")
+    stages_named(run_dir)  # or it could not be unpacked
     _require_writable(archive)
     with pack_lock(run_dir), ExitStack() as held:
         file = _begun(archive, held)

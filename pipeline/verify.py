@@ -5,7 +5,7 @@ At every use sizes are compared, and the sha256 of files up to 1 MiB. Here it is
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.artifact import damage, read_json, read_manifest
 from pipeline.errors import ArtifactError
@@ -22,14 +22,23 @@ class Verified(NamedTuple):
 
 def verify(run_dir: Path) -> Iterator[Verified]:
     """Each finished stage of the run in order, as it is checked; ArtifactError when the run does not name them."""
-    recipe = read_json(run_dir / "recipe.json")
-    stages = recipe.get("stages") if isinstance(recipe, dict) else None
-    if not isinstance(stages, dict):
-        raise ArtifactError(f"{run_dir / 'recipe.json'} names no stages", hint="the run's own command writes it")
-    for stage in stages:
+    for stage in stages_named(run_dir):
         folder = run_dir / stage
         if folder.is_dir():
             yield _verified(folder)
+
+
+def stages_named(run_dir: Path) -> dict[str, Any]:
+    """Name -> settings, as the run's `recipe.json` has them; ArtifactError when it is missing, torn or names none."""
+    hint = f"the run's own command writes it again: make RECIPE RUN={run_dir.name}, with its SCALE and ARGS"
+    try:
+        recipe = read_json(run_dir / "recipe.json")
+    except ArtifactError as error:
+        raise ArtifactError(error.message, hint) from None
+    stages = recipe.get("stages") if isinstance(recipe, dict) else None
+    if not isinstance(stages, dict):
+        raise ArtifactError(f"{run_dir / 'recipe.json'} names no stages", hint)
+    return stages
 
 
 def mend(stage: str) -> str:

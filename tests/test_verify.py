@@ -76,6 +76,28 @@ def test_a_manifest_that_is_none_is_damage_and_no_traceback(toy, r1, manifest):
         assert "damaged" in output
 
 
+@pytest.mark.parametrize("recipe", [None, "", "[]", '{"stages": 3}'])
+def test_the_own_command_of_a_finished_run_writes_a_lost_recipe_json_again(toy, r1, recipe):
+    r1("run", "toy")
+    file = toy / "runs/toy-mini/recipe.json"
+    written = file.read_text()
+    file.write_text(recipe) if recipe is not None else file.unlink()
+    for verb in (["verify", "toy-mini"], ["pack", "toy-mini", "--file", str(toy / "x.tar.gz")]):
+        code, output = r1(*verb)
+        assert code == 2 and f"error: {file} " in output and "there is no run" not in output
+        assert "hint: the run's own command writes it again: make RECIPE RUN=toy-mini" in output
+    assert r1("run", "toy")[0] == 0
+    assert file.read_text() == written and r1("verify", "toy-mini")[0] == 0
+
+
+def test_a_finished_run_keeps_the_recipe_json_it_has(toy, r1):
+    r1("run", "toy")
+    file = toy / "runs/toy-mini/recipe.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"description": "as it was made"}))
+    assert r1("run", "toy")[0] == 0
+    assert json.loads(file.read_text())["description"] == "as it was made"
+
+
 @pytest.mark.parametrize("recipe", ["", "{", "[]", "{}", '{"stages": 3}'])
 def test_a_recipe_json_that_names_no_stages_is_a_sentence_and_the_report_goes_by_the_folders(toy, r1, recipe):
     r1("run", "toy")
