@@ -224,7 +224,7 @@ def _run_folder(run: str) -> Path:
     from pipeline.written import run_name
 
     folder = runs_folder() / run_name(run)
-    if not folder.is_dir():
+    if not folder.is_dir() or all(path.name.startswith(".") for path in folder.iterdir()):  # the lock of a refused one
         there = sorted(file.parent.name for file in runs_folder().glob("*/recipe.json"))
         hint = did_you_mean(run, there) if there else "start one with `make r1-zero`"
         raise ConfigError(f"there is no run '{run}' in {runs_folder()}", hint=hint)

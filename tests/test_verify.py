@@ -117,6 +117,16 @@ def test_a_run_that_does_not_exist_is_a_sentence(toy, r1):
             assert code == 2 and f"a run cannot be called {name!r}" in output
 
 
+def test_a_folder_with_nothing_but_the_lock_of_a_refused_command_is_no_run(toy, r1):
+    r1("run", "toy", "--until", "data")
+    (toy / "runs/refused").mkdir()
+    (toy / "runs/refused/.lock").write_text("{}")
+    for verb in ("verify", "report", "pack"):
+        code, output = r1(verb, "refused")
+        assert code == 2 and "error: there is no run 'refused'" in output and "toy-mini" in output
+    assert [path.name for path in (toy / "runs/refused").iterdir()] == [".lock"]
+
+
 def test_the_manifest_of_another_version_is_a_sentence(toy, r1):
     r1("run", "toy", "--until", "data")
     file = toy / "runs/toy-mini/data/manifest.json"
