@@ -16,6 +16,8 @@ from pipeline.settings import did_you_mean, merged, read_yaml, refuse_secrets
 from stages import STAGES
 
 DEFAULT_SCALE = "mini"
+WORDS = ("recipe", "scale", "run", "from", "until", "stage", "rebuild", "engine", "launch", "processes")
+"""What is said beside ARGS, in capitals."""
 
 
 class Scale(BaseModel):
@@ -139,6 +141,9 @@ def _require_asked(args: Mapping[str, Any], stages: Mapping[str, Any], name: str
         if kinds := [kind for kind in STAGES if key not in Written.model_fields and key in STAGES[kind].model_fields]:
             hint = f"name the kind of stage it is for: {', '.join(f'{kind}.{key}' for kind in kinds)}"
             raise ConfigError(f"ARGS: '{key}' is a setting of stages", hint=hint)
+        if key in WORDS:
+            hint = f"it is a word beside ARGS: {key.upper()}={args[key]}"
+            raise ConfigError(f"ARGS: '{key}' is no setting", hint=hint)
     require_known(args, {*Written.model_fields, *STAGES}, "ARGS")
     given = args.get("stages")
     for stage, settings in given.items() if isinstance(given, dict) else ():

@@ -31,7 +31,11 @@ def wrong_setting(stage: type[BaseModel], kind: str, error: "ErrorDetails") -> t
     if error["type"] in ("union_tag_not_found", "model_attributes_type"):
         return "its kind is not said", "write `{kind: NAME}`, with a space behind the colon"
     message = error["msg"].removeprefix("Value error, ").replace("Tuple", "List").replace("tuple", "list")
-    return message + ("" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"), ""  # no whole stage
+    hint = "" if error["type"] == "value_error" else "`make show`, without this, lists every setting and its value"
+    if error["type"] in ("list_type", "tuple_type") and isinstance(error["input"], str):
+        hint = f"write a list: [{error['input']}]"
+    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"  # no whole stage
+    return message + given, hint
 
 
 def require_numbers(value: Any, place: str) -> None:

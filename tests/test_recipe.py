@@ -53,6 +53,7 @@ def test_args_for_a_kind_reach_every_stage_of_it() -> None:
         ("stages.r1_zer.max_steps=3", "ARGS: recipe r1-zero has no stage 'r1_zer'", "did you mean 'r1_zero'?"),
         ("num_iterations=3", "ARGS: 'num_iterations' is a setting of stages", "it is for: grpo.num_iterations"),
         ("extends=dapo", "ARGS: there is no setting 'extends'", "there is: beside,"),
+        ("scale=mini", "ARGS: 'scale' is no setting", "it is a word beside ARGS: SCALE=mini"),
         ("grpo.problems=[]", "problems: List should have at least 1 item", ""),
         ("grpo.token_budget=-1", "token_budget: a micro-batch has 1 token at least; or `auto`", ""),
         ("grpo=7", "grpo: settings belong here, not 7", "e.g. grpo.seed=7"),
@@ -155,6 +156,12 @@ def test_a_mistake_in_a_recipe_is_one_sentence(toy, r1, recipe, sentence):
         ("grpo.rewards=accuracy", "rewards: Input should be a valid list (given: 'accuracy')", ""),
         ("grpo.optim=adamw", "stages.r1_zero.optim: Input should be 'adamw_torch', ", ""),
         ("grpo.lr_scheduler_type=cosin", "lr_scheduler_type: Input should be 'constant', ", ""),
+        (
+            "grpo.max_steps=-3",
+            "max_steps: Input should be greater than or equal to 1",
+            "`make show`, without this, lists",
+        ),
+        ("grpo.problems=card:x", "problems: Input should be a valid list", "write a list: [card:x]"),
         ("grpo.num_generatons=3", "grpo has no setting 'num_generatons'", "did you mean 'num_generations'?"),
     ],
 )
