@@ -28,6 +28,16 @@ def test_ten_kills_in_the_first_measurement_and_in_r1_zero_change_no_byte(tmp_pa
     assert "| all |" in table(campaign)
 
 
+def test_after_a_kill_that_came_too_late_another_moment_is_drawn(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torture, "attempt", lambda *args: asked.append(args[3:]))
+    campaign = Campaign(wanted=2, seed=3, until="r1_zero", stage_seconds={"eval_base": 100.0, "r1_zero": 100.0})
+    for campaign.walks in range(3):
+        for stage in ("eval_base", "r1_zero"):
+            torture.attack(campaign, 0, tmp_path, stage, tmp_path / "result.json")
+    assert len(asked) == 6 and len(set(map(str, asked[::2]))) == len(set(map(str, asked[1::2]))) == 3
+
+
 @pytest.fixture
 def twins(toy, r1) -> tuple[Path, Path]:
     """The same artifact, twice."""

@@ -175,7 +175,7 @@ def compare(campaign: Campaign, job: int, folder: Path, stages: list[str], resul
 def attack(campaign: Campaign, job: int, place: Path, stage: str, result: Path) -> None:
     """One attempt to make the stage, and a kill; a stage that is faster than the kill is made."""
     here = sum((kill.job, kill.stage) == (job, stage) for kill in campaign.kills)
-    draw = random.Random(f"{campaign.seed} {job} {stage} {here}")
+    draw = random.Random(f"{campaign.seed} {job} {stage} {here} {campaign.walks}")  # another one after a miss
     began = time.monotonic()
     if (job + here + stages_of(campaign).index(stage)) % 2 == 0:
         moment = draw.uniform(0, campaign.stage_seconds[stage])
