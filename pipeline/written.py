@@ -5,7 +5,8 @@ words beside the settings of stages. `recipe.py` makes stages of them. Every mis
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -152,10 +153,21 @@ def _require_asked(args: Mapping[str, Any], stages: Mapping[str, Any], name: str
 
 
 def sized(recipe: dict[str, Any], size: Scale, name: str) -> dict[str, Any]:
-    """The recipe with what the scale says of its stages."""
+    """The recipe with what the scale says of its stages; ConfigError where it speaks of a stage that no recipe has."""
     stages = valid(Written, recipe, f"recipe {name}").stages
+    if others := {*size.stages, *size.minutes} - set(stages):
+        known = {*stages, *_stages_of_all()}
+        for stage in sorted(others - known):
+            raise ConfigError(f"scale {size.name}: no recipe has a stage '{stage}'", hint=did_you_mean(stage, known))
     sized = {stage: size.stages[stage] for stage in stages if stage in size.stages}
     return merged(recipe, {"stages": sized}) if sized else recipe
+
+
+def _stages_of_all() -> Iterator[str]:
+    """The stages of every recipe; one that cannot be read is told of where it is asked for."""
+    for name in names("recipes"):
+        with suppress(ConfigError):
+            yield from valid(Written, read_yaml(CONFIGS / f"recipes/{name}.yaml"), name).stages
 
 
 _M = TypeVar("_M", bound=BaseModel)

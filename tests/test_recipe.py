@@ -317,6 +317,18 @@ def test_minutes_of_a_scale_must_be_numbers(toy):
         load_recipe("toy", "mini")
 
 
+@pytest.mark.parametrize("said", ["stages: {modle: {rate: 2.0}}", "minutes: {modle: 3}"])
+def test_a_scale_that_speaks_of_a_stage_no_recipe_has_is_told_the_nearest(toy, said):
+    write(toy, "recipes/other", "stages: {judge: {kind: count}}")
+    write(toy, "recipes/torn", "stages: [")
+    write(toy, "scales/mini", said)
+    with pytest.raises(ConfigError, match="scale mini: no recipe has a stage 'modle'") as caught:
+        load_recipe("toy", "mini")
+    assert "did you mean 'model'?" in caught.value.hint
+    write(toy, "scales/mini", said.replace("modle", "judge"))
+    assert load_recipe("toy", "mini").stages["model"].rate == 1.0
+
+
 def test_numbers_and_words_are_read_as_people_write_them():
     text = "rate: 1e-5\nlanguage: no\nflag: true\ncount: 3\nday: 2026-01-01"
     assert parse_yaml(text, "here") == {

@@ -3,10 +3,12 @@
 import errno
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -183,18 +185,38 @@ class Fixed(Reward):
     """Gives every response the same."""
 
     kind: str = "fixed"
-    value: float | None
+    value: Any
 
-    def score(self, sample: Sample) -> float | None:
+    def score(self, sample: Sample) -> Any:
         return self.value
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_rule_that_gives_no_number_is_an_error_that_names_it(value: float) -> None:
-    with pytest.raises(StageFailed, match=f"the reward 'fixed' gave {value} to a response to problem '1'") as caught:
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "good", [1.0], 10**400, torch.ones(2)])
+def test_a_rule_that_gives_no_number_is_an_error_that_names_it(value: Any) -> None:
+    says = f"the reward 'fixed' gave {value!r:.80} to a response to problem '1'"
+    with pytest.raises(StageFailed, match=re.escape(says)) as caught:
         score_all([Accuracy(), Fixed(value=value)], make_sample())
     assert "tests/test_rewards.py" in caught.value.hint and "None" in caught.value.hint
     assert score_all([Fixed(value=None)], make_sample())["reward"] is None
+
+
+def test_a_rule_may_give_a_number_of_another_library() -> None:
+    scores = score_all([Fixed(value=torch.tensor(0.5))], make_sample())
+    assert json.dumps(scores) == '{"reward": 0.5, "reward/fixed": 0.5}'
+
+
+class Forgets(Fixed):
+    """Scores many at once, and leaves the first out."""
+
+    kind: str = "forgets"
+
+    def score_many(self, samples: Sequence[Sample]) -> list[float | None]:
+        return super().score_many(samples)[1:]
+
+
+def test_a_rule_that_leaves_a_response_out_is_an_error_that_names_it() -> None:
+    with pytest.raises(StageFailed, match="the reward 'forgets' gave 0 scores to 1 responses"):
+        score_all([Forgets(value=1.0)], make_sample())
 
 
 class Divides(Reward):

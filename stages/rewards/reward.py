@@ -161,20 +161,31 @@ def _column(reward: Reward, samples: Sequence[Sample], models: Mapping[str, Scor
 
 
 def _by_rule(reward: Reward, samples: Sequence[Sample]) -> list[float | None]:
-    """What a rule gives; StageFailed, with the rule's kind, where it raises or gives what is no number."""
+    """What a rule gives; StageFailed, with the rule's kind, where it raises or does not give each sample a number."""
     try:
-        values = reward.score_many(samples)
+        values = list(reward.score_many(samples))
     except Exception as error:
         if isinstance(error, PipelineError | MemoryError) or is_full(error):
             raise
         raise _failed(reward, error) from error
+    hint = f"mend it in {file_of(type(reward))}: None says that a reward does not apply; then run it again"
+    if len(values) != len(samples):
+        raise StageFailed(
+            f"the reward '{reward.kind}' gave {len(values)} scores to {len(samples)} responses", hint=hint
+        )
     for sample, value in zip(samples, values, strict=True):
-        if value is not None and not math.isfinite(value):
-            raise StageFailed(
-                f"the reward '{reward.kind}' gave {value} to a response to problem {sample.problem['id']!r}",
-                hint=f"mend it in {file_of(type(reward))}: None says that a reward does not apply; then run it again",
-            )
-    return values
+        if not _is_score(value):
+            problem = f"a response to problem {sample.problem['id']!r}"
+            raise StageFailed(f"the reward '{reward.kind}' gave {value!r:.80} to {problem}", hint=hint)
+    return [None if value is None else float(value) for value in values]
+
+
+def _is_score(value: Any) -> bool:
+    """Whether it is None or a finite number, be it one of numpy's or torch's."""
+    try:
+        return value is None or math.isfinite(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
 
 
 def _failed(reward: Reward, error: Exception) -> StageFailed:
