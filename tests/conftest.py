@@ -5,11 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pipeline import runner, written
 from pipeline.sources import data_folder
 from stages import STAGES
 from tests.toy_stages import TOYS
+
+# A shared machine can be slow at any moment: how long one case takes says nothing.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 TOY_CLI = str(Path(__file__).parent / "toy_stages.py")
 RECIPE = """

@@ -115,7 +115,7 @@ def test_boxed_finds_the_one_balanced_box(text: str, inside: str | None) -> None
     assert boxed(text) == inside
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=TAG_SOUP, prefilled=st.booleans())
 def test_parse_never_raises_and_well_formed_means_one_of_each(text: str, prefilled: bool) -> None:
     response = parse(text, prefilled=prefilled)
@@ -126,7 +126,7 @@ def test_parse_never_raises_and_well_formed_means_one_of_each(text: str, prefill
         assert text.count("<answer>") == text.count("</answer>") == text.count("</think>") == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(reasoning=st.text(st.characters(exclude_characters="<｜"), min_size=1), extra=TAG_SOUP)
 def test_nothing_inside_the_reasoning_changes_the_answer(reasoning: str, extra: str) -> None:
     assert parse(f"<think> {extra} {reasoning}").answer is None or "</think>" in extra or "<|endoftext|>" in extra

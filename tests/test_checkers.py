@@ -120,7 +120,7 @@ def test_a_majority_vote_counts_answers_that_are_one_and_the_same_together(
     assert (canonical(one, checker) == canonical(other, checker)) is same
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(st.characters()) | NUMBERISH, checker=st.sampled_from(sorted(CHECKERS)))
 def test_no_text_makes_a_vote_raise(text: str, checker: str) -> None:
     assert isinstance(canonical(text, checker), str)
@@ -129,7 +129,7 @@ def test_no_text_makes_a_vote_raise(text: str, checker: str) -> None:
 # --- never raises, never slow -------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     text=st.text(st.characters()) | NUMBERISH,
     checker=st.sampled_from(sorted(set(CHECKERS) - {"reasoning_gym", "judge", "code"})),
@@ -144,7 +144,7 @@ def test_no_text_makes_a_fast_path_raise(text: str, checker: str) -> None:
     assert check(text, make_problem(checker, golds.get(checker, "8"))) in (Verdict.right, Verdict.wrong)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=NUMBERISH)
 def test_reading_a_number_is_stable_and_exact(text: str) -> None:
     number = read_number(clean(text))
@@ -153,7 +153,7 @@ def test_reading_a_number_is_stable_and_exact(text: str) -> None:
         assert again and again.value == number.value
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(-(10**12), 10**12))
 def test_every_integer_is_itself_with_and_without_commas_and_not_its_neighbour(value: int) -> None:
     problem = make_problem("math", str(value))

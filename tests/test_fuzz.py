@@ -30,9 +30,7 @@ few_and_many = pytest.mark.parametrize("num_cases", [200, pytest.param(10_000, m
 
 def fuzz(num_cases: int, claim: Callable[[Any], None], cases: st.SearchStrategy[Any]) -> None:
     """Try the claim on so many cases."""
-    settings(max_examples=num_cases, deadline=None, suppress_health_check=list(HealthCheck), database=None)(
-        given(cases)(claim)
-    )()
+    settings(max_examples=num_cases, suppress_health_check=list(HealthCheck), database=None)(given(cases)(claim))()
 
 
 # --- what people write: recipes and cards -------------------------------------------------------------------

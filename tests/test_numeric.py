@@ -80,7 +80,7 @@ EXPRESSIONS = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(EXPRESSIONS)
 def test_python_and_we_work_out_the_same_sums(text: str) -> None:
     value = eval(text.replace(r"\cdot", "*"), {"x": 3.0, "y": 4.0, "z": 5.0})
@@ -91,7 +91,7 @@ def test_python_and_we_work_out_the_same_sums(text: str) -> None:
 SYMBOLS = [*"0123456789.xyei+-*/^_(){}[],= ", r"\frac", r"\sqrt", r"\log", r"\sin", r"\cup", r"\infty", r"\{", r"\}"]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.sampled_from(SYMBOLS), max_size=30).map("".join))
 def test_no_text_raises(text: str) -> None:
     assert same_value(text, "x") in (True, False, None)

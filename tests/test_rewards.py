@@ -270,7 +270,7 @@ def test_what_is_no_bug_of_the_reward_is_not_taken_for_one(error: Exception) -> 
     assert caught.value is error
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(st.characters()), tokens=st.integers(0, 300))
 def test_no_text_makes_a_reward_raise_or_leave_its_range(text: str, tokens: int) -> None:
     gold = json.dumps({"numbers": [3, 5, 4], "target": 8})
