@@ -2,7 +2,7 @@
 
 Reads the resolved recipe, the shape of each stage's model (its `config.json`, or `configs/shapes.yaml` for one that is
 not on this disk), and the machine. Makes a `Diagnosis` for every stage; `require_fits` refuses a run that cannot end
-well. The arithmetic is in `stages/forecast.py`.
+well. The arithmetic is in `stages/forecast.py` and `what_fits.py`.
 
 Command: `make doctor SCALE=qwen-1.5b` (`pipeline/doctor_table.py` prints it)
 """
@@ -26,20 +26,11 @@ from pipeline.refs import CHECKPOINT, Ref
 from pipeline.settings import read_yaml
 from pipeline.sources import hub_answers
 from pipeline.stage import Stage, locate
-from stages.forecast import (
-    Device,
-    Forecast,
-    at_its_longest,
-    fits,
-    forecast,
-    num_weights,
-    room_for_prompts,
-    uses_vllm,
-    what_would_fit,
-)
+from stages.forecast import Device, Forecast, at_its_longest, forecast, num_weights, uses_vllm
 from stages.grpo import GRPO
 from stages.memory_plan import CONTEXT_BYTES, Shape
 from stages.training import CUDA_OPTIMISERS
+from stages.what_fits import fits, room_for_prompts, what_would_fit
 
 CARD_SIZES_GB = (6, 8, 12, 16, 24, 48, 80)
 

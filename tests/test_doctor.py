@@ -16,12 +16,13 @@ from pipeline.recipe import load_recipe
 from pipeline.report_lineage import cost_rows
 from pipeline.report_run import read_run
 from pipeline.settings import read_yaml
-from stages.forecast import Device, fits, forecast, num_weights, what_would_fit
+from stages.forecast import Device, forecast, num_weights
 from stages.grpo import GRPO
 from stages.memory_plan import CONTEXT_BYTES, Shape
 from stages.reward_model import RewardModel
 from stages.sft import SFT
 from stages.training import Lora
+from stages.what_fits import fits, what_would_fit
 from tests.toy_run import write_toy_run
 
 CPU = Machine("a CPU", 2, 24 * GIB, 1e12, torch_cuda="")
