@@ -156,8 +156,8 @@ def sized(recipe: dict[str, Any], size: Scale, name: str) -> dict[str, Any]:
     """The recipe with what the scale says of its stages; ConfigError where it speaks of a stage that no recipe has."""
     stages = valid(Written, recipe, f"recipe {name}").stages
     if others := {*size.stages, *size.minutes} - set(stages):
-        known = {*stages, *_stages_of_all()}
-        for stage in sorted(others - known):
+        known = dict.fromkeys((*stages, *_stages_of_all()))  # in an order that stays
+        for stage in sorted(others - known.keys()):
             raise ConfigError(f"scale {size.name}: no recipe has a stage '{stage}'", hint=did_you_mean(stage, known))
     sized = {stage: size.stages[stage] for stage in stages if stage in size.stages}
     return merged(recipe, {"stages": sized}) if sized else recipe

@@ -324,7 +324,7 @@ def test_a_scale_that_speaks_of_a_stage_no_recipe_has_is_told_the_nearest(toy, s
     write(toy, "scales/mini", said)
     with pytest.raises(ConfigError, match="scale mini: no recipe has a stage 'modle'") as caught:
         load_recipe("toy", "mini")
-    assert "did you mean 'model'?" in caught.value.hint
+    assert caught.value.hint == "did you mean 'model'? there is: data, model, eval_model, judge"
     write(toy, "scales/mini", said.replace("modle", "judge"))
     assert load_recipe("toy", "mini").stages["model"].rate == 1.0
 
